@@ -1,0 +1,1 @@
+"""Errors, configuration, fingerprints, plans, random streams, ranks and progress: the floor all others stand on."""

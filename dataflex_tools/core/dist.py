@@ -1,0 +1,37 @@
+"""Ranks as the launcher set them (torchrun, accelerate, deepspeed, srun); a single process without one."""
+
+import os
+
+
+def rank() -> int:
+    """This process's rank, 0 without a launcher."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """Number of processes, 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main() -> bool:
+    """Whether this process writes what is written once."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait for all ranks; returns at once in a single process. Starts the process group on first use."""
+    if world_size() == 1:
+        return
+    from accelerate import PartialState
+
+    PartialState().wait_for_everyone()
+
+
+def finish() -> None:
+    """Leave the process group, so that no rank aborts when the interpreter exits."""
+    if world_size() == 1:
+        return
+    import torch.distributed as torch_dist
+
+    if torch_dist.is_initialized():
+        torch_dist.destroy_process_group()

@@ -1,0 +1,78 @@
+"""Plans: what a method decides. The select facet is a score per row; a budget turns it into rows at train time."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from dataflex_tools.core.config import require
+from dataflex_tools.core.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Score of each pool row, higher is better, (N,) float64; -inf means never. `detail` holds further columns, (N,)."""
+
+    score_N: np.ndarray
+    detail: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if np.isnan(self.score_N).any():
+            raise ConfigError(f"{int(np.isnan(self.score_N).sum())} scores are NaN; a method must exclude with -inf")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How much to take: exactly one of a fraction in (0, 1], a number of samples, or a number of tokens.
+
+    `unit` says of what the fraction is: all pool samples, or all pool tokens.
+    """
+
+    fraction: float | None = None
+    num_samples: int | None = None
+    num_tokens: int | None = None
+    unit: str = "samples"
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("fraction", "num_samples", "num_tokens") if getattr(self, name) is not None]
+        require(
+            len(given) == 1, f"budget: give exactly one of fraction, num_samples, num_tokens; got {given or 'none'}"
+        )
+        require(self.unit in ("samples", "tokens"), f"budget.unit is {self.unit!r}, wanted 'samples' or 'tokens'")
+        require(
+            self.unit == "samples" or self.fraction is not None, "budget.unit has no effect without budget.fraction"
+        )
+        if self.fraction is not None:
+            require(0 < self.fraction <= 1, f"budget.fraction is {self.fraction}, wanted a value in (0, 1]")
+        for name in ("num_samples", "num_tokens"):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"budget.{name} is {value}, wanted a positive number")
+
+
+def stable_order(score_N: np.ndarray) -> np.ndarray:
+    """Rows from the highest score to the lowest, (N,) int64; ties go to the lowest row."""
+    return np.argsort(-np.asarray(score_N, dtype=np.float64), kind="stable").astype(np.int64)
+
+
+def select_rows(score_N: np.ndarray, num_tokens_N: np.ndarray, budget: Budget) -> np.ndarray:
+    """The rows a budget buys, best first, (k,) int64.
+
+    A fraction of samples takes int(fraction * N), at least one; a token budget takes rows from the best on while the
+    sum stays within it. Raises ConfigError if more is asked than rows with a finite score exist.
+    """
+    order = stable_order(score_N)
+    order = order[np.isfinite(np.asarray(score_N)[order])]
+    total = len(score_N)
+    if budget.num_tokens is not None or budget.unit == "tokens":
+        limit = budget.num_tokens or int(budget.fraction * num_tokens_N.sum())  # type: ignore[operator]
+        if budget.num_tokens is not None and limit > num_tokens_N[order].sum():
+            raise ConfigError(f"budget asks for {limit:,} tokens, the pool has {int(num_tokens_N[order].sum()):,}")
+        count = int(np.searchsorted(np.cumsum(num_tokens_N[order]), limit, side="right"))
+        if count == 0:
+            raise ConfigError(f"a budget of {limit:,} tokens is less than the best sample ({num_tokens_N[order[0]]:,})")
+        return order[:count]
+    # int() as in LESS's write_selected_data; the epsilon keeps 0.29 * 100 at 29
+    wanted = budget.num_samples or max(1, int(budget.fraction * total + 1e-9))  # type: ignore[operator]
+    if wanted > len(order):
+        raise ConfigError(f"budget asks for {wanted:,} samples, {len(order):,} of {total:,} rows can be selected")
+    return order[:wanted]

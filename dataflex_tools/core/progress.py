@@ -1,0 +1,47 @@
+"""One progress bar for long work: samples per second, tokens per second, time left; quiet on ranks other than 0."""
+
+import logging
+import sys
+import time
+from types import TracebackType
+
+from tqdm import tqdm
+
+from dataflex_tools.core import dist
+
+logger = logging.getLogger("flextools")
+
+
+class Progress:
+    """A bar over `total` samples; leaves one log line with the measured speed when it ends.
+
+    On a terminal the bar moves; elsewhere only the last line is written.
+    """
+
+    def __init__(self, title: str, total: int, *, done: int = 0) -> None:
+        self.title, self.num_samples, self.num_tokens = title, 0, 0
+        self._start = time.perf_counter()
+        quiet = not dist.is_main() or not sys.stderr.isatty()
+        self._bar = tqdm(total=total, initial=done, desc=title, unit=" samples", disable=quiet, leave=False)
+
+    def advance(self, num_samples: int, num_tokens: int = 0) -> None:
+        """Count finished samples and their tokens."""
+        self.num_samples += num_samples
+        self.num_tokens += num_tokens
+        if num_tokens:
+            seconds = max(time.perf_counter() - self._start, 1e-9)
+            self._bar.set_postfix_str(f"{self.num_tokens / seconds:,.0f} tokens/s", refresh=False)
+        self._bar.update(num_samples)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._bar.close()
+        if kind is None and self.num_samples:
+            seconds = max(time.perf_counter() - self._start, 1e-9)
+            tokens = f", {self.num_tokens:,} tokens at {self.num_tokens / seconds:,.0f}/s" if self.num_tokens else ""
+            logger.info(
+                "%s: %s samples in %.1f s (%.1f/s)%s",
+                self.title, f"{self.num_samples:,}", seconds, self.num_samples / seconds, tokens,
+            )  # fmt: skip

@@ -1,0 +1,34 @@
+"""What every method declares, so that stages, `flextools methods` and the contract tests can treat all alike."""
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import numpy as np
+
+from dataflex_tools.core.plan import Selection
+from dataflex_tools.core.signals import Need, Signals
+
+
+class Selector(ABC):
+    """Decides which samples to train on. Subclasses set the class attributes and write `select`.
+
+    `Settings` is a frozen dataclass; `cost` says in words what must be measured; `paper` is author, year, link.
+    """
+
+    kind: ClassVar[str] = "selector"
+    Settings: ClassVar[type]
+    paper: ClassVar[str]
+    cost: ClassVar[str]
+    uses_target: ClassVar[bool] = False
+    uses_reference: ClassVar[bool] = False  # imitates another artifact's scores
+
+    def __init__(self, settings: Any) -> None:
+        self.settings = settings
+
+    def needs(self) -> tuple[Need, ...]:
+        """The signals to measure before `select`; none by default."""
+        return ()
+
+    @abstractmethod
+    def select(self, signals: Signals, *, rng: np.random.Generator) -> Selection:
+        """Score every pool row; -inf for rows that must never be taken, e.g. those without labels."""

@@ -1,0 +1,64 @@
+"""Laws for every registered method; a new one is tested without writing anything."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from dataflex_tools.core.errors import ConfigError
+from dataflex_tools.core.signals import ArrayRows, Samples, Signals
+from dataflex_tools.methods import METHODS
+
+NUM, NUM_TARGET, DIM = 40, 6, 8
+
+
+def signals_for(method, seed=0, order=None):
+    rng = np.random.default_rng(seed)
+    order = np.arange(NUM) if order is None else order
+    pool = Samples(rng.integers(5, 90, NUM)[order], (rng.random(NUM) > 0.1)[order], np.zeros(NUM, int), ("pool",))
+    target = Samples(np.full(NUM_TARGET, 9), np.ones(NUM_TARGET, bool), np.arange(NUM_TARGET) % 2, ("a", "b"))
+    rows = {}
+    for need in method.needs():
+        count = 2 if need.at_checkpoints else 1
+        size = NUM if need.side == "pool" else NUM_TARGET
+        arrays = [rng.normal(size=(size, DIM)) for _ in range(count)]
+        rows[need.kind, need.side] = [ArrayRows(a[order] if need.side == "pool" else a) for a in arrays]
+    return Signals(pool, target, rows, np.array([0.7, 0.3]), rng.normal(size=NUM)[order])
+
+
+def build(name):
+    cls = METHODS.find(name)
+    return cls(cls.Settings())
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+def test_it_says_what_it_is(name):
+    cls = METHODS.find(name)
+    assert cls.kind
+    assert cls.paper
+    assert cls.cost
+    assert dataclasses.is_dataclass(cls.Settings)
+    assert cls.Settings.__dataclass_params__.frozen
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+def test_each_row_gets_one_score_and_rows_without_labels_none(name):
+    method = build(name)
+    signals = signals_for(method)
+    plan = method.select(signals, rng=np.random.default_rng(0))
+    assert plan.score_N.shape == (NUM,)
+    assert not np.isnan(plan.score_N).any()
+    np.testing.assert_array_equal(np.isfinite(plan.score_N), signals.pool.has_labels_N)
+    assert all(column.shape == (NUM,) for column in plan.detail.values())
+
+
+@pytest.mark.parametrize("name", METHODS.names())
+def test_the_same_seed_gives_the_same_plan(name):
+    method = build(name)
+    plans = [method.select(signals_for(method), rng=np.random.default_rng(7)).score_N for _ in range(2)]
+    np.testing.assert_array_equal(*plans)
+
+
+def test_an_unknown_method_names_the_nearest():
+    with pytest.raises(ConfigError, match="unknown method 'lesss'; did you mean 'less'"):
+        METHODS.find("lesss")
