@@ -32,7 +32,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
 
 def apply_overrides(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """`config` with each `a.b=value` set; values are read as YAML. Raises ConfigError for a malformed item."""
-    result = _copied(config)
+    result: dict[str, Any] = _copied(config)
     for item in overrides:
         path, equals, text = item.partition("=")
         if not equals or not path.strip():
@@ -109,3 +109,15 @@ def require(condition: bool, message: str) -> None:
     """Raise ConfigError(message) unless `condition`; for `__post_init__` checks."""
     if not condition:
         raise ConfigError(message)
+
+
+def differing_names(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Dotted names of the keys in which two nested mappings differ, for messages."""
+    names = []
+    for key in sorted(before.keys() | now.keys()):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            names += [f"{key}.{inner}" for inner in differing_names(old, new)]
+        elif old != new:
+            names.append(key)
+    return names

@@ -35,13 +35,9 @@ class Budget:
 
     def __post_init__(self) -> None:
         given = [name for name in ("fraction", "num_samples", "num_tokens") if getattr(self, name) is not None]
-        require(
-            len(given) == 1, f"budget: give exactly one of fraction, num_samples, num_tokens; got {given or 'none'}"
-        )
+        require(len(given) == 1, f"budget: give exactly one of fraction, num_samples, num_tokens; got {given or 'none'}")
         require(self.unit in ("samples", "tokens"), f"budget.unit is {self.unit!r}, wanted 'samples' or 'tokens'")
-        require(
-            self.unit == "samples" or self.fraction is not None, "budget.unit has no effect without budget.fraction"
-        )
+        require(self.unit == "samples" or self.fraction is not None, "budget.unit has no effect without budget.fraction")
         if self.fraction is not None:
             require(0 < self.fraction <= 1, f"budget.fraction is {self.fraction}, wanted a value in (0, 1]")
         for name in ("num_samples", "num_tokens"):
@@ -70,9 +66,9 @@ def select_rows(score_N: np.ndarray, num_tokens_N: np.ndarray, budget: Budget) -
         count = int(np.searchsorted(np.cumsum(num_tokens_N[order]), limit, side="right"))
         if count == 0:
             raise ConfigError(f"a budget of {limit:,} tokens is less than the best sample ({num_tokens_N[order[0]]:,})")
-        return order[:count]
+        return np.asarray(order[:count])
     # int() as in LESS's write_selected_data; the epsilon keeps 0.29 * 100 at 29
     wanted = budget.num_samples or max(1, int(budget.fraction * total + 1e-9))  # type: ignore[operator]
     if wanted > len(order):
         raise ConfigError(f"budget asks for {wanted:,} samples, {len(order):,} of {total:,} rows can be selected")
-    return order[:wanted]
+    return np.asarray(order[:wanted])

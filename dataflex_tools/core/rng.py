@@ -1,6 +1,7 @@
 """Random streams by name, and permutations that are computed instead of stored."""
 
 import hashlib
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,7 @@ def generator(seed: int, *names: str | int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=key_of(seed, *names)))
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
+def _mix(x: Any) -> Any:
     # splitmix64 finaliser (Steele, Lea and Flood 2014): full avalanche in three multiplies
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -20,7 +20,7 @@ from dataflex_tools.methods.base import Selector
 
 @dataclass(frozen=True, kw_only=True)
 class RandomLengthMatchedSettings:
-    """`num_bins`: length bins of about N / num_bins samples each; more bins match closer and repeat more of the same rows."""
+    """`num_bins`: length bins of about N / num_bins samples each; more match closer and repeat more rows."""
 
     num_bins: int = 50
 
@@ -55,6 +55,6 @@ class RandomLengthMatched(Selector):
 def _length_bins(num_tokens_N: np.ndarray, num_bins: int) -> list[np.ndarray]:
     """Positions in bins of nearly equal count by length; equal lengths are never parted."""
     order = np.argsort(num_tokens_N, kind="stable")
-    edges = num_tokens_N[order][(np.arange(1, num_bins) * len(order)) // num_bins] if len(order) else []
+    edges = num_tokens_N[order][(np.arange(1, num_bins) * len(order)) // num_bins]
     bin_N = np.searchsorted(np.unique(edges), num_tokens_N, side="right")
     return [np.flatnonzero(bin_N == b) for b in np.unique(bin_N)]

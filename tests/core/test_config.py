@@ -64,9 +64,7 @@ def test_a_malformed_set_is_an_error(item):
         apply_overrides({"a": {"b": 1}}, [item])
 
 
-@pytest.mark.parametrize(
-    ("text", "message"), [(None, "does not exist"), ("a: [", "cannot be read"), ("- 1", "holds list")]
-)
+@pytest.mark.parametrize(("text", "message"), [(None, "does not exist"), ("a: [", "cannot be read"), ("- 1", "holds list")])
 def test_a_config_file_that_is_not_a_mapping_is_an_error(tmp_path, text, message):
     path = tmp_path / "c.yaml"
     if text is not None:

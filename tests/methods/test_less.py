@@ -31,9 +31,7 @@ def vector_signals():
     given, wanted = data["inputs"], data["expected"]
     train_C, target_C = [], []
     projection = np.array(given["projection"])
-    for grads, m, v, target in zip(
-        given["train_grads"], given["adam_m"], given["adam_v"], given["val_grads"], strict=True
-    ):
+    for grads, m, v, target in zip(given["train_grads"], given["adam_m"], given["adam_v"], given["val_grads"], strict=True):
         g, m, v = np.array(grads), np.array(m), np.array(v)
         m_next = given["beta1"] * m + (1 - given["beta1"]) * g
         v_next = given["beta2"] * v + (1 - given["beta2"]) * g * g

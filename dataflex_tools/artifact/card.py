@@ -1,0 +1,52 @@
+"""The README of an artifact: a dataset card, so that `datasets.load_dataset(folder)` and the Hub find the rows."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+import yaml
+
+CARD = "README.md"
+
+_MEANING = {
+    "row": "position of the sample in the corpus",
+    "sample_id": "content hash of the sample (16 bytes); the same text has the same id in any corpus",
+    "domain": "the source the sample comes from",
+    "num_tokens": "tokens of the sample, prompt included",
+    "score": "what the method decided, higher is better; -inf: never selected",
+    "norm": "length of the vector before it was scaled to 1",
+    "value": "the vector, scaled to length 1",
+}
+_MEANING_IN_SIGNAL = {"row": "position of the sample within this signal"}
+
+
+def dataset_card(body: Mapping[str, Any], schema: pa.Schema, *, data_files: str) -> str:
+    """The card's text for a manifest `body`; `data_files`: name or pattern of the Parquet files that hold the rows."""
+    is_signal = body["kind"] == "signal"
+    what = body["signal"] if is_signal else body["method"]
+    front = {
+        "pretty_name": f"flextools {body['kind']}: {what}",
+        "license": body.get("licence") or "unknown",
+        "tags": ["flextools", "data-selection", what],
+        "configs": [{"config_name": "default", "default": True, "data_files": data_files}],
+    }
+    meaning = {**_MEANING, **(_MEANING_IN_SIGNAL if is_signal else {})}
+    columns = "".join(f"| {f.name} | {f.type} | {meaning.get(f.name, 'detail of the method')} |\n" for f in schema)
+    facts = "".join(f"* {name}: {value}\n" for name, value in _facts(body))
+    return (
+        f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n# {front['pretty_name']}\n\n{facts}\n"
+        f"| column | type | meaning |\n|---|---|---|\n{columns}\n"
+        f"```python\nimport datasets\nrows = datasets.load_dataset(\"path/to/this/folder\")['train']\n```\n\n"
+        "`manifest.json` holds the settings and the SHA-256 of every file; `flextools verify` checks them.\n"
+    )
+
+
+def _facts(body: Mapping[str, Any]) -> list[tuple[str, str]]:
+    corpus, model = body.get("corpus") or {}, body.get("model") or {}
+    facts = [("samples", f"{corpus['rows']:,}")] if "rows" in corpus else []
+    if domains := corpus.get("domains"):
+        shown = ", ".join(str(name) for name in list(domains)[:20])
+        facts.append(("domains", shown + (f" and {len(domains) - 20} more" if len(domains) > 20 else "")))
+    if "name" in model:
+        facts.append(("model", f"{model['name']} (weights SHA-256 {str(model.get('sha256'))[:16]}...)"))
+    return facts

@@ -1,0 +1,181 @@
+"""The manifest: what a folder holds, from what it was made, and the SHA-256 of every file in it.
+
+It is written last, so a folder without one is unfinished. Its own digest covers every field but `digest`, `created` and
+`producer`: the same content has the same digest on any day and machine.
+"""
+
+import json
+import os
+import sysconfig
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path, PurePosixPath
+from typing import Any, NoReturn
+
+import pyarrow as pa
+
+from dataflex_tools.artifact.files import open_parquet, write_bytes
+from dataflex_tools.core.errors import ArtifactError
+from dataflex_tools.core.fingerprint import digest, file_sha256
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+_NOT_IN_DIGEST = ("digest", "created", "producer")
+
+
+def write_manifest(folder: Path, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Write `body` with format, created, producer and digest added, in one step; returns what was written.
+
+    `body` holds JSON values, at least `kind` and `files` (see `file_entry`). Raises ValueError for NaN or infinity.
+    """
+    for key in ("kind", "files"):
+        if key not in body:
+            raise ValueError(f"a manifest needs {key!r}, got {sorted(body)}")
+    content = json.loads(json.dumps({**body, "format": FORMAT}, allow_nan=False))
+    content |= {"created": _now(), "producer": _producer(), "digest": manifest_digest(content)}
+    write_bytes(folder / MANIFEST, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
+    return dict(content)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of an artifact.
+
+    Raises ArtifactError if there is none, if it is not JSON, or if its format is not one that this version reads.
+    """
+    path = folder / MANIFEST
+    if not path.exists():
+        raise ArtifactError(_why_no_manifest(folder))
+    content = _parsed(path)
+    found = content.get("format")
+    if type(found) is not int or not 1 <= found <= FORMAT:
+        advice = "update flextools" if type(found) is int and found > FORMAT else "it was not written by flextools"
+        raise ArtifactError(f"{path} has format {found!r}, this version reads formats 1 to {FORMAT}: {advice}")
+    return content
+
+
+def manifest_digest(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 of a manifest without its `digest`, `created` and `producer`."""
+    return digest({key: value for key, value in manifest.items() if key not in _NOT_IN_DIGEST})
+
+
+def file_entry(folder: Path, path: str) -> dict[str, Any]:
+    """What a manifest says of one file: {path, rows, bytes, sha256, schema}; `path` is relative to `folder`.
+
+    `rows` and `schema` ({column: type}) are None for files other than Parquet.
+    """
+    full, rows, schema = folder / path, None, None
+    if path.endswith(".parquet"):
+        with open_parquet(full) as file:
+            rows, schema = file.metadata.num_rows, _types_of(file.schema_arrow)
+    return {"path": path, "rows": rows, "bytes": full.stat().st_size, "sha256": file_sha256(full), "schema": schema}
+
+
+def verify_artifact(folder: Path) -> list[str]:
+    """Every way in which a folder differs from its manifest, one line each; empty if it is as it was written.
+
+    Raises ArtifactError if there is no manifest, or one that this version cannot read.
+    """
+    manifest = read_manifest(folder)
+    faults = [f"{MANIFEST} is a symbolic link"] if (folder / MANIFEST).is_symlink() else []
+    if manifest.get("digest") != (actual := manifest_digest(manifest)):
+        faults.append(f"{MANIFEST} was changed: it states digest {manifest.get('digest')}, its content has {actual}")
+    files = manifest.get("files")
+    if not isinstance(files, list):
+        return [*faults, f"{MANIFEST} has no list of files"]
+    listed = {MANIFEST}
+    for entry in files:
+        if not _is_entry(entry):
+            faults.append(f"{MANIFEST} has a malformed file entry: {json.dumps(entry)[:200]}")
+            continue
+        listed.add(entry["path"])
+        faults += _file_faults(folder, entry)
+    if manifest["kind"] != "run":  # a run's folder also holds checkpoints and evaluations made later
+        faults += [f"{path} is not in the manifest" for path in _files_in(folder) if path not in listed]
+    return faults
+
+
+def check_file(folder: Path, manifest: Mapping[str, Any], path: str) -> None:
+    """Raise ArtifactError unless the manifest lists this file and its bytes are as they were written."""
+    entries = [entry for entry in manifest.get("files", []) if _is_entry(entry) and entry["path"] == path]
+    faults = _file_faults(folder, entries[0]) if entries else [f"{path} is not in the manifest"]
+    if faults:
+        raise ArtifactError(f"{folder}: {faults[0]}; run `flextools score` again")
+
+
+def is_inside(path: str) -> bool:
+    """Whether a manifest path names something inside the artifact's folder."""
+    parts = PurePosixPath(path).parts
+    return bool(parts) and not path.startswith("/") and ".." not in parts and "\\" not in path and ":" not in parts[0]
+
+
+def _file_faults(folder: Path, entry: Mapping[str, Any]) -> list[str]:
+    path = entry["path"]
+    if not is_inside(path):
+        return [f"{path} leads outside the artifact"]
+    full = folder / path
+    links = [part for part in (full, *full.parents) if part != folder and folder in part.parents and part.is_symlink()]
+    if links:
+        return [f"{path} is a symbolic link"]
+    if not full.is_file():
+        return [f"{path} is missing"]
+    size = full.stat().st_size
+    if size != entry["bytes"]:
+        return [f"{path} was changed: {size:,} bytes, the manifest says {entry['bytes']:,}"]
+    if (actual := file_sha256(full)) != entry["sha256"]:
+        return [f"{path} was changed: SHA-256 {actual}, the manifest says {entry['sha256']}"]
+    return []
+
+
+def _is_entry(entry: Any) -> bool:
+    wanted = {"path": str, "bytes": int, "sha256": str}
+    return isinstance(entry, dict) and all(type(entry.get(key)) is kind for key, kind in wanted.items())
+
+
+def _files_in(folder: Path) -> Iterator[str]:
+    for root, folders, names in os.walk(folder):
+        here = Path(root)
+        folders.sort()
+        links = [name for name in folders if (here / name).is_symlink()]
+        for name in sorted([*names, *links]):
+            yield (here / name).relative_to(folder).as_posix()
+
+
+def _types_of(schema: pa.Schema) -> dict[str, str]:
+    return {field.name: str(field.type) for field in schema}
+
+
+def _why_no_manifest(folder: Path) -> str:
+    if not folder.exists():
+        return f"artifact {folder} does not exist"
+    if not folder.is_dir():
+        return f"artifact {folder} is a file, wanted a folder with {MANIFEST}"
+    return f"{folder} has no {MANIFEST}: the score stage has not finished; run `flextools score` again"
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    def refuse(name: str) -> NoReturn:
+        raise ValueError(f"{name} is not JSON")
+
+    try:
+        content = json.loads(path.read_bytes(), parse_constant=refuse)
+    except (ValueError, OSError, RecursionError) as error:
+        raise ArtifactError(f"{path} cannot be read ({str(error)[:200]}); run `flextools score` again") from None
+    if not isinstance(content, dict):
+        raise ArtifactError(f"{path} holds {type(content).__name__}, wanted a mapping; run `flextools score` again")
+    return content
+
+
+def _now() -> str:
+    # the reproducible-builds variable lets a rebuilt artifact keep its date
+    seconds = os.environ.get("SOURCE_DATE_EPOCH")
+    moment = datetime.fromtimestamp(int(seconds), UTC) if seconds else datetime.now(UTC)
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _producer() -> dict[str, str]:
+    try:
+        version = metadata.version("flextools")
+    except metadata.PackageNotFoundError:
+        version = "not installed"
+    return {"name": "flextools", "version": version, "platform": sysconfig.get_platform(), "pyarrow": pa.__version__}

@@ -1,0 +1,286 @@
+"""The command line: options to settings, results to text or JSON. Nothing is computed here."""
+
+import errno
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dataflex_tools.core import dist
+from dataflex_tools.core.config import apply_overrides, load_yaml
+from dataflex_tools.core.errors import FlextoolsError
+
+app = typer.Typer(
+    help="Data-centric training of language models in two phases: score data once, store it, train many times.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Config = Annotated[Path | None, typer.Option("--config", help="YAML file with settings of this stage")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY.SUBKEY=VALUE", help="any setting; repeatable")]
+Json = Annotated[bool, typer.Option("--json", help="print JSON")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="say what would be computed and reused; write nothing")]
+Data = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data",
+        metavar="[DOMAIN=]SOURCE",
+        help="file, folder, ORG/NAME:SPLIT of the Hub, or DIR/dataset_info.json:ENTRY; repeatable",
+    ),
+]
+Target = Annotated[
+    list[str] | None, typer.Option("--target", metavar="[SUBTASK=]SOURCE", help="samples of what to improve; repeatable")
+]
+Model = Annotated[str | None, typer.Option("--model", help="model folder or Hub name")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="leave out and count unreadable records")]
+
+
+@app.command()
+def score(
+    method: Annotated[str | None, typer.Option("--method", help="`flextools methods` lists them")] = None,
+    model: Model = None,
+    data: Data = None,
+    target: Target = None,
+    out: Annotated[str | None, typer.Option("--out", help="artifact folder; artifacts/METHOD if not given")] = None,
+    reference: Annotated[str | None, typer.Option("--reference", help="artifact that a control imitates")] = None,
+    drop_overlap: Annotated[bool, typer.Option("--drop-overlap", help="leave out pool rows that are target rows")] = False,
+    skip_bad: SkipBad = False,
+    config: Config = None,
+    set_: Set = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an artifact in --out")] = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Measure signals with a model, let a method decide, and write both down as an artifact."""
+    from dataflex_tools.stages.config import build
+
+    given = {
+        "method": method, "model.path": model, "data": data, "target": target, "out": out, "reference": reference,
+        "drop_overlap": drop_overlap or None,
+    }  # fmt: skip
+    values = _settings("score", config, given, set_, skip_bad)
+    if "out" not in values and "method" in values:
+        values["out"] = f"artifacts/{values['method']}"
+    settings = build("score", values)
+    if dry_run:
+        from dataflex_tools.stages.estimate import estimate_score
+
+        _print_estimate(estimate_score(settings), as_json=as_json)
+        return
+    from dataflex_tools.stages.score import score as run_stage
+
+    manifest = run_stage(settings, overwrite=overwrite)
+    if dist.is_main():
+        typer.echo(json.dumps(manifest) if as_json else f"{settings.out}  {manifest['digest']}")
+
+
+@app.command()
+def train(
+    artifacts: Annotated[list[str] | None, typer.Option("--artifacts", help="plans to follow")] = None,
+    more: Annotated[list[str] | None, typer.Argument(metavar="[ARTIFACT]...", help="further plans")] = None,
+    fraction: Annotated[float | None, typer.Option("--fraction", help="share of the pool to train on, in (0, 1]")] = None,
+    num_samples: Annotated[int | None, typer.Option("--num-samples", help="samples to train on")] = None,
+    num_tokens: Annotated[int | None, typer.Option("--num-tokens", help="tokens to train on")] = None,
+    unit: Annotated[str | None, typer.Option("--unit", help="what --fraction is of: samples or tokens")] = None,
+    model: Model = None,
+    data: Data = None,
+    out: Annotated[str | None, typer.Option("--out", help="run folder; runs/ARTIFACT if not given")] = None,
+    skip_bad: SkipBad = False,
+    config: Config = None,
+    set_: Set = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Train on what an artifact picked; a killed run goes on where its last checkpoint stands."""
+    from dataflex_tools.stages.config import build
+
+    given = {
+        "artifacts": [*(artifacts or []), *(more or [])] or None, "model.path": model, "data": data, "out": out,
+        "budget.fraction": fraction, "budget.num_samples": num_samples, "budget.num_tokens": num_tokens,
+        "budget.unit": unit,
+    }  # fmt: skip
+    values = _settings("train", config, given, set_, skip_bad)
+    values.setdefault("budget", {})
+    if "out" not in values and values.get("artifacts"):
+        values["out"] = f"runs/{Path(values['artifacts'][0]).name}"
+    settings = build("train", values)
+    if dry_run:
+        from dataflex_tools.stages.estimate import estimate_train
+
+        _print_estimate(estimate_train(settings), as_json=as_json)
+        return
+    from dataflex_tools.stages.train import train as run_stage
+
+    manifest = run_stage(settings)
+    if dist.is_main():
+        typer.echo(json.dumps(manifest) if as_json else f"{settings.out}  {manifest['digest']}")
+
+
+@app.command()
+def evaluate(
+    run: Annotated[str, typer.Argument(help="folder of a finished run")],
+    data: Data = None,
+    name: Annotated[str | None, typer.Option("--name", help="result file, without .json")] = None,
+    skip_bad: SkipBad = False,
+    config: Config = None,
+    set_: Set = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Loss and perplexity of a run per domain or subtask of some data."""
+    from dataflex_tools.stages.config import build
+
+    settings = build("evaluate", _settings("evaluate", config, {"run": run, "data": data, "name": name}, set_, skip_bad))
+    if dry_run:
+        from dataflex_tools.stages.estimate import estimate_evaluate
+
+        _print_estimate(estimate_evaluate(settings), as_json=as_json)
+        return
+    from dataflex_tools.report.tables import losses_table
+    from dataflex_tools.stages.evaluate import evaluate as run_stage
+
+    result = run_stage(settings)
+    typer.echo(json.dumps(result) if as_json else losses_table(result))
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(help="YAML recipe, or the manifest.json of a result to make again")],
+    set_: Set = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Run the stages of a recipe; what is already done is not done again."""
+    from dataflex_tools.stages.pipeline import describe_steps, load_steps, run_steps
+
+    steps = load_steps(recipe, set_ or [])
+    if dry_run:
+        typer.echo(describe_steps(steps, as_json=as_json))
+        return
+    results = run_steps(steps)
+    if as_json and dist.is_main():
+        typer.echo(json.dumps(results))
+
+
+@app.command()
+def inspect(
+    artifact: Annotated[Path, typer.Argument(help="folder of an artifact")],
+    k: Annotated[int, typer.Option("-k", help="best and worst rows to show")] = 5,
+    as_json: Json = False,
+) -> None:
+    """What an artifact is, from what it was made, how its scores lie, and its best and worst rows."""
+    from dataflex_tools.report.inspect import describe, summarise
+    from dataflex_tools.stages.look import texts_of
+
+    text_of = texts_of(artifact)
+    if as_json:
+        typer.echo(json.dumps(summarise(artifact, text_of=text_of, k=k)))
+    else:
+        typer.echo(describe(artifact, text_of=text_of, k=k))
+
+
+@app.command()
+def verify(artifacts: Annotated[list[Path], typer.Argument(help="folders of artifacts")], as_json: Json = False) -> None:
+    """Recompute every digest; exit code 1 if anything differs from what was written."""
+    from dataflex_tools.artifact.manifest import verify_artifact
+
+    faults = {str(folder): verify_artifact(folder) for folder in artifacts}
+    if as_json:
+        typer.echo(json.dumps(faults))
+    else:
+        for folder, lines in faults.items():
+            typer.echo("\n".join(f"{folder}: {line}" for line in lines) if lines else f"{folder}: ok")
+    if any(faults.values()):
+        raise typer.Exit(1)
+
+
+@app.command()
+def methods(as_json: Json = False) -> None:
+    """Every method: name, kind, signals it needs, cost, paper."""
+    from dataflex_tools.methods import METHODS
+    from dataflex_tools.report.tables import methods_table
+
+    rows = []
+    for name in METHODS.names():
+        cls = METHODS.find(name)
+        needs = sorted({f"{need.kind} ({need.side})" for need in cls(cls.Settings()).needs()})
+        rows.append({"name": name, "kind": cls.kind, "signals": needs, "cost": cls.cost, "paper": cls.paper})
+    typer.echo(json.dumps(rows) if as_json else methods_table(rows))
+
+
+def _settings(
+    stage: str, config: Path | None, given: Mapping[str, Any], overrides: Sequence[str] | None, skip_bad: bool
+) -> dict[str, Any]:
+    """YAML, then options, then --set; each wins over the one before."""
+    values: dict[str, Any] = load_yaml(config) if config else {}
+    if values.pop("stage", stage) != stage:
+        raise FlextoolsError(f"{config} is not a config of the {stage} stage")
+    for path, value in given.items():
+        key, _, inner = path.partition(".")
+        if value is None:
+            continue
+        if inner:
+            node = values.get(key) if isinstance(values.get(key), dict) else {}
+            values[key] = {**node, inner: value}
+        else:
+            values[key] = value
+    values = apply_overrides(values, overrides or [])
+    if skip_bad:
+        from dataflex_tools.stages.config import with_skip_bad
+
+        values = with_skip_bad(values)
+    return values
+
+
+def _print_estimate(estimate: Any, *, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from dataflex_tools.report.tables import estimate_table
+
+    typer.echo(json.dumps(asdict(estimate)) if as_json else estimate_table(asdict(estimate)))
+
+
+def _start_logging() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("flextools")
+    logger.handlers[:] = [handler]
+    logger.setLevel(logging.INFO if dist.is_main() else logging.ERROR)
+    logger.propagate = False
+    # one bar per task is enough: the libraries' own bars for files and shards stay off
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    # deepspeed greets on stdout, which belongs to the command's answer
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
+
+
+def main() -> None:
+    """Run the command line; a user's error is one line and exit code 2."""
+    _start_logging()
+    try:
+        app()
+    except FlextoolsError as error:
+        _fail(str(error))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+            raise
+        _fail(f"{error.strerror}: {error.filename or 'while writing'}; nothing half-written is left")
+    finally:
+        dist.finish()
+
+
+def _fail(message: str) -> None:
+    if dist.is_main():
+        typer.echo(f"error: {message}", err=True)
+    dist.finish()
+    sys.exit(2)

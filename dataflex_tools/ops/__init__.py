@@ -1,0 +1,1 @@
+"""Array maths shared by scoring and methods: Adam directions and random projections."""

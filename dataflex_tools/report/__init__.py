@@ -1,0 +1,1 @@
+"""What an artifact holds, for people and for programs."""

@@ -1,0 +1,67 @@
+"""Plain-text tables for the terminal."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, right: Sequence[str] = ()) -> str:
+    """Aligned text; columns named in `right` are right-aligned. Wide cells fold on a terminal."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    grid = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for name in columns:
+        grid.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    for row in rows:
+        grid.add_row(*(str(cell) for cell in row))
+    out = io.StringIO()
+    Console(file=out, width=140, color_system=None).print(grid)
+    return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())
+
+
+def losses_table(result: Mapping[str, Any]) -> str:
+    """Evaluation results: a row per group, then all tokens together and the mean over groups."""
+    rows = [
+        [name, f"{item['samples']:,}", f"{item['tokens']:,}", f"{item['loss']:.4f}", f"{item['perplexity']:,.2f}"]
+        for name, item in [*result["groups"].items(), ("ALL", result["all"])]
+    ]
+    rows.append(["macro mean", "", "", f"{result['macro_loss']:.4f}", ""])
+    names = ["group", "samples", "label tokens", "loss", "perplexity"]
+    return table(names, rows, right=names[1:])
+
+
+def methods_table(methods: Sequence[Mapping[str, Any]]) -> str:
+    """A row per method."""
+    rows = [[m["name"], m["kind"], ", ".join(m["signals"]) or "none", m["cost"], m["paper"]] for m in methods]
+    return table(["method", "kind", "signals", "cost", "paper"], rows)
+
+
+def estimate_table(estimate: Mapping[str, Any]) -> str:
+    """What a dry run found: a row per part of the work, then the totals."""
+    rows = [
+        [part["part"], part["what"], _bytes(part.get("bytes", 0)), _seconds(part.get("seconds", 0.0))]
+        for part in estimate["parts"]
+    ]
+    text = table(["part", "to do", "disk", "time"], rows, right=["disk", "time"])
+    return (
+        f"{text}\n\nabout {_seconds(estimate['seconds']) or '0 s'}, {_bytes(estimate['disk_bytes']) or 'no'} disk, "
+        f"{_bytes(estimate['memory_bytes']) or 'little'} memory before activations (estimated; nothing was written)"
+    )
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if count else ""
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def _seconds(seconds: float) -> str:
+    if seconds < 1:
+        return "< 1 s" if seconds else ""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

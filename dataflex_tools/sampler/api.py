@@ -1,0 +1,68 @@
+"""A plan artifact from Python: read its scores, select rows with a budget, get a sampler for any Trainer or DataLoader.
+
+plan = load_artifact("artifacts/less")
+loader = DataLoader(my_dataset, batch_size=8, sampler=plan.sampler(fraction=0.05))
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from dataflex_tools.artifact.plan import LoadedPlan, load_plan
+from dataflex_tools.core.plan import Budget, select_rows
+from dataflex_tools.sampler.plan_sampler import PlanSampler
+
+
+@dataclass(frozen=True)
+class PlanArtifact:
+    """A finished plan on disk, opened."""
+
+    folder: Path
+    plan: LoadedPlan
+
+    @property
+    def manifest(self) -> Mapping[str, Any]:
+        """The whole manifest: method, settings, corpus, model, tokenizer, files, digest."""
+        return self.plan.manifest
+
+    def scores(self) -> pa.Table:
+        """Columns row, sample_id (16 bytes), domain, num_tokens, score and the method's own; one row per sample."""
+        return self.plan.table
+
+    def select(
+        self,
+        *,
+        fraction: float | None = None,
+        num_samples: int | None = None,
+        num_tokens: int | None = None,
+        unit: str = "samples",
+    ) -> np.ndarray:
+        """The pool rows a budget buys, best first, (k,) int64.
+
+        Raises ConfigError unless exactly one of fraction, num_samples, num_tokens is given, or if the pool has less.
+        """
+        budget = Budget(fraction=fraction, num_samples=num_samples, num_tokens=num_tokens, unit=unit)
+        return select_rows(self.plan.score_N, self.plan.num_tokens_N, budget)
+
+    def sampler(
+        self,
+        *,
+        fraction: float | None = None,
+        num_samples: int | None = None,
+        num_tokens: int | None = None,
+        unit: str = "samples",
+        seed: int = 0,
+    ) -> PlanSampler:
+        """A sampler over the rows a budget buys; they are row numbers of the corpus the plan was made from."""
+        row_k = self.select(fraction=fraction, num_samples=num_samples, num_tokens=num_tokens, unit=unit)
+        return PlanSampler(row_k, seed=seed)
+
+
+def load_artifact(folder: str | Path) -> PlanArtifact:
+    """Open a plan artifact. Raises ArtifactError if the score stage has not finished or the folder holds no plan."""
+    folder = Path(folder)
+    return PlanArtifact(folder, load_plan(folder))

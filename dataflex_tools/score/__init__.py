@@ -1,0 +1,1 @@
+"""The scoring engine: batches, per-sample gradients and losses, written part by part."""

@@ -1,0 +1,33 @@
+"""Settings of the scoring engine's signals; they cost no heavy import."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from dataflex_tools.core.config import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientSettings:
+    """How gradients are measured. `adam` "none" is the plain gradient, as LESS takes for the target side.
+
+    `token_budget`: padded tokens of a batch, None for 2,048 on a CPU and 16,384 on a GPU. `part_rows`: samples a file.
+    """
+
+    dim: int = 8192
+    projection: Literal["sketch", "rademacher", "none"] = "sketch"
+    seed: int = 0
+    adam: Literal["optimizer_exact", "less_official", "dataflex", "none"] = "optimizer_exact"
+    storage: Literal["float16", "float32"] = "float16"
+    token_budget: int | None = None
+    part_rows: int = 512
+
+    def __post_init__(self) -> None:
+        require(self.dim > 0, f"gradient.dim is {self.dim}, wanted a positive number")
+        require(self.token_budget is None or self.token_budget > 0,
+                f"gradient.token_budget is {self.token_budget}, wanted a positive number")  # fmt: skip
+        require(self.part_rows > 0, f"gradient.part_rows is {self.part_rows}, wanted a positive number")
+
+    def address(self) -> dict[str, Any]:
+        """The settings the numbers depend on; batch and file sizes change nothing beyond rounding."""
+        address: dict[str, Any] = {"projection": self.projection, "adam": self.adam, "storage": self.storage}
+        return address if self.projection == "none" else address | {"dim": self.dim, "seed": self.seed}

@@ -1,0 +1,1 @@
+"""Score, train, evaluate, run: wiring between the floors below; no arithmetic of its own."""

@@ -1,0 +1,136 @@
+"""What each stage can be told. YAML keys, `--set` paths and manifest `config` entries are these fields."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from dataflex_tools.core.config import from_mapping, require
+from dataflex_tools.core.errors import ConfigError, did_you_mean
+from dataflex_tools.core.plan import Budget
+from dataflex_tools.data.sources import SourceSpec, parse_source
+from dataflex_tools.data.tokenized import RenderSettings
+from dataflex_tools.methods import METHODS
+from dataflex_tools.models.settings import ModelSettings
+from dataflex_tools.score.settings import GradientSettings
+from dataflex_tools.train.settings import TrainingSettings, WarmupSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """`flextools score`: measure what `method` needs on `data` (and `target`) with `model`; write the plan to `out`.
+
+    Signals, warm-ups and caches go beside `out`, so that the next method finds them. `settings` are the method's own;
+    `reference` is the artifact a control imitates; `drop_overlap` leaves pool rows that are also target rows unscored.
+    """
+
+    method: str
+    model: ModelSettings
+    data: tuple[SourceSpec, ...]
+    out: str
+    target: tuple[SourceSpec, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    reference: str | None = None
+    drop_overlap: bool = False
+    render: RenderSettings = field(default_factory=RenderSettings)
+    warmup: WarmupSettings = field(default_factory=WarmupSettings)
+    gradient: GradientSettings = field(default_factory=GradientSettings)
+    licence: str = "unknown"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(len(self.data) > 0, "score: data is empty; give --data FILE, FOLDER or HUB_NAME:SPLIT")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """`flextools train`: follow `artifacts` within `budget`; model and data are the artifact's unless given.
+
+    `full` trains all weights instead of a LoRA adapter.
+    """
+
+    artifacts: tuple[str, ...]
+    out: str
+    budget: Budget
+    model: ModelSettings | None = None
+    data: tuple[SourceSpec, ...] = ()
+    render: RenderSettings | None = None
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    full: bool = False
+
+    def __post_init__(self) -> None:
+        require(len(self.artifacts) > 0, "train: no artifact given; run `flextools score` and pass --artifacts FOLDER")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """`flextools evaluate`: loss per domain or subtask of `data` under the model of `run`; written to `run`/`name`.json."""
+
+    run: str
+    data: tuple[SourceSpec, ...]
+    name: str = "evaluation"
+    render: RenderSettings | None = None
+    token_budget: int | None = None
+
+    def __post_init__(self) -> None:
+        require(len(self.data) > 0, "evaluate: data is empty; give --data FILE, FOLDER or HUB_NAME:SPLIT")
+        require(self.name.replace("-", "").replace("_", "").isalnum(), f"evaluate: name {self.name!r} is no file name")
+
+
+STAGES: dict[str, type] = {"score": ScoreConfig, "train": TrainConfig, "evaluate": EvaluateConfig}
+T = TypeVar("T")
+
+
+def build(stage: str, values: Mapping[str, Any]) -> Any:
+    """The checked settings of a stage; sources may be plain texts (`domain=path`). Raises ConfigError."""
+    if stage not in STAGES:
+        raise ConfigError(f"unknown stage {stage!r}; {did_you_mean(stage, STAGES)}")
+    values = dict(values)
+    for key in ("data", "target"):
+        if key in values:
+            values[key] = _as_specs(values[key], f"{stage}: {key}")
+    if isinstance(values.get("model"), str):
+        values["model"] = {"path": values["model"]}
+    if isinstance(values.get("artifacts"), str):
+        values["artifacts"] = [values["artifacts"]]
+    config = from_mapping(STAGES[stage], values, where=stage)
+    if stage == "score":
+        _check_method(config)
+    return config
+
+
+def _as_specs(value: Any, where: str) -> list[SourceSpec]:
+    """Sources given as text, mapping or spec."""
+    items = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    specs = []
+    for item in items:
+        item = parse_source(item) if isinstance(item, str) else item
+        specs.append(item if isinstance(item, SourceSpec) else from_mapping(SourceSpec, item, where=where))
+    return specs
+
+
+def _check_method(config: ScoreConfig) -> None:
+    method = build_method(config)
+    name = config.method
+    if method.uses_target and not config.target:
+        raise ConfigError(f"method {name!r} needs a target: give --target FILE with samples of what you want to improve")
+    if config.target and not method.uses_target:
+        raise ConfigError(f"method {name!r} uses no target; leave --target out")
+    if method.uses_reference and config.reference is None:
+        raise ConfigError(f"method {name!r} imitates another artifact: give --reference artifacts/less")
+    if config.reference is not None and not method.uses_reference:
+        raise ConfigError(f"method {name!r} uses no reference; leave --reference out")
+
+
+def build_method(config: ScoreConfig) -> Any:
+    """The method with its settings. Raises ConfigError for an unknown method or setting, with the nearest name."""
+    cls = METHODS.find(config.method)
+    return cls(from_mapping(cls.Settings, config.settings, where=f"{cls.kind} {config.method!r}"))
+
+
+def with_skip_bad(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with `skip_bad` set on every source."""
+    changed = dict(values)
+    for key in ("data", "target"):
+        if key in values:
+            changed[key] = [replace(source, skip_bad=True) for source in _as_specs(values[key], key)]
+    return changed

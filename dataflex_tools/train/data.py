@@ -1,0 +1,42 @@
+"""Token rows as a torch dataset, and the collator that pads them."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+if TYPE_CHECKING:
+    from dataflex_tools.data.tokenized import Tokens
+
+# B batch, T tokens
+
+
+class TokensDataset(Dataset[dict[str, np.ndarray]]):
+    """Row i of `tokens` as `input_ids` and `labels`, each (T,); labels are -100 where nothing is learned."""
+
+    def __init__(self, tokens: "Tokens") -> None:
+        self.tokens = tokens
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, row: int) -> dict[str, np.ndarray]:
+        return {"input_ids": self.tokens.input_ids(row), "labels": self.tokens.labels(row)}
+
+
+class PadCollator:
+    """Pads on the right: a causal model needs no mask then, as no token sees the padding."""
+
+    def __init__(self, pad_id: int = 0) -> None:
+        self.pad_id = pad_id
+
+    def __call__(self, items: Sequence[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
+        """`input_ids` and `labels`, (B, T); labels of padding are -100."""
+        shape = (len(items), max(len(item["input_ids"]) for item in items))
+        ids_BT, labels_BT = np.full(shape, self.pad_id, dtype=np.int64), np.full(shape, -100, dtype=np.int64)
+        for index, item in enumerate(items):
+            ids_BT[index, : len(item["input_ids"])] = item["input_ids"]
+            labels_BT[index, : len(item["labels"])] = item["labels"]
+        return {"input_ids": torch.from_numpy(ids_BT), "labels": torch.from_numpy(labels_BT)}

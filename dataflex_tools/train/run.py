@@ -1,0 +1,220 @@
+"""One training in one folder: started, killed, started again, finished.
+
+<folder>/model/          the adapter or model, in the formats of peft and transformers
+<folder>/ledger.parquet  step, row, sample_id, domain, weight of every consumed sample
+<folder>/log.parquet     step, loss, grad_norm, learning_rate
+<folder>/run.json        what the run was started with; a later start must agree
+<folder>/checkpoints/, <folder>/journal/   what a resume needs
+"""
+
+import json
+import logging
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+from torch import nn
+from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from dataflex_tools.artifact.files import write_bytes, write_table
+from dataflex_tools.core import dist
+from dataflex_tools.core.config import to_mapping
+from dataflex_tools.core.errors import ConfigError
+from dataflex_tools.core.fingerprint import canonical_json, ids_digest
+from dataflex_tools.sampler.plan_sampler import PlanSampler
+from dataflex_tools.train.data import PadCollator, TokensDataset
+from dataflex_tools.train.ledger import Ledger
+from dataflex_tools.train.settings import TrainingSettings, training_arguments
+from dataflex_tools.train.trainer import PlanTrainer
+
+if TYPE_CHECKING:
+    from dataflex_tools.data.tokenized import Tokens
+
+logger = logging.getLogger("flextools")
+
+# how a run is shared out, watched and kept, not what it computes: may differ when it is resumed
+_FREE = ("per_device_train_batch_size", "logging_steps", "save_steps", "save_total_limit", "report_to", "deepspeed",
+         "fsdp", "fsdp_config", "gradient_checkpointing")  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitOptions:
+    """What a training may be given besides rows and settings.
+
+    `made_from`: further facts a resume must agree with, such as the digests of model and plan.
+    """
+
+    collator: Callable[[Any], Any] | None = None
+    tokenizer: PreTrainedTokenizerBase | None = None
+    callbacks: Sequence[TrainerCallback] = ()
+    made_from: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """A finished training: where its model, ledger and log are, and how many optimizer steps it took."""
+
+    model: Path
+    ledger: Path
+    log: Path
+    num_steps: int
+
+
+def run_training(
+    model: nn.Module | Callable[[], nn.Module],
+    tokens: "Tokens",
+    sampler: PlanSampler,
+    settings: TrainingSettings,
+    folder: Path,
+    *,
+    options: FitOptions | None = None,
+) -> TrainingRun:
+    """Train `model` on the sampler's rows, resuming from the last whole checkpoint in `folder` if there is one.
+
+    A `model` given as a function is called after everything else has been checked. Raises ConfigError if `folder` holds
+    a run that was started with something else, DataError if the loss stops being finite.
+    """
+    options = options or FitOptions()
+    trainer = build_trainer(model, tokens, sampler, settings, folder, options=options)
+    resume(trainer)
+    save_model(trainer, folder / "model", complete=options.tokenizer and options.tokenizer.save_pretrained)
+    run = TrainingRun(folder / "model", folder / "ledger.parquet", folder / "log.parquet", trainer.state.global_step)
+    if trainer.is_world_process_zero():
+        write_ledger(trainer, tokens, run.ledger)
+        _write_log(trainer, run.log)
+    trainer.accelerator.wait_for_everyone()
+    return run
+
+
+def build_trainer(
+    model: nn.Module | Callable[[], nn.Module],
+    tokens: "Tokens",
+    sampler: PlanSampler,
+    settings: TrainingSettings,
+    folder: Path,
+    *,
+    options: FitOptions,
+) -> PlanTrainer:
+    """The trainer of a run, before its first or next step; arguments and errors are those of `run_training`."""
+    checkpoints, world_size = folder / "checkpoints", dist.world_size()
+    arguments = training_arguments(settings, checkpoints, num_rows=sampler.num_rows, world_size=world_size)
+    arguments.disable_tqdm = not sys.stderr.isatty()
+    _check_same_run(folder, _identity(tokens, sampler, settings, options))
+    pad_id = options.tokenizer.pad_token_id if options.tokenizer is not None else None
+    trainer = PlanTrainer(
+        model if isinstance(model, nn.Module) else model(),
+        arguments,
+        options.collator or PadCollator(pad_id or 0),
+        TokensDataset(tokens),
+        callbacks=list(options.callbacks),
+        sampler=sampler,
+        ledger=Ledger(folder / "journal", rank=dist.rank()),
+    )
+    trainer.remove_callback(PrinterCallback)  # it prints to stdout, which belongs to the command's answer
+    return trainer
+
+
+def resume(trainer: PlanTrainer) -> None:
+    """Train to the end, from the last whole checkpoint if there is one."""
+    checkpoints = Path(trainer.args.output_dir)
+    if trainer.is_world_process_zero():
+        _remove_unfinished(checkpoints)
+    trainer.accelerator.wait_for_everyone()
+    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    logger.info(
+        "training %s steps of %d samples from %s selected rows%s", f"{trainer.args.max_steps:,}",
+        trainer.plan_batch_size, f"{trainer.plan_sampler.num_rows:,}", f", resuming {Path(last).name}" if last else "",
+    )  # fmt: skip
+    trainer.train(resume_from_checkpoint=last)
+
+
+def save_model(trainer: PlanTrainer, folder: Path, *, complete: Callable[[Path], Any] | None = None) -> None:
+    """Write the trained adapter or model to `folder` in one step; all ranks must call it.
+
+    `complete` adds further files, on one rank, before the folder appears.
+    """
+    temporary = folder.with_name(f".{folder.name}.tmp")  # one name for all ranks
+    if trainer.is_world_process_zero():
+        shutil.rmtree(temporary, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+    trainer.save_model(str(temporary))
+    trainer.accelerator.wait_for_everyone()
+    if trainer.is_world_process_zero():
+        (temporary / "training_args.bin").unlink(missing_ok=True)  # a pickle
+        _sort_targets(temporary / "adapter_config.json")
+        if complete is not None:
+            complete(temporary)
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+    trainer.accelerator.wait_for_everyone()
+
+
+def _sort_targets(path: Path) -> None:
+    """peft keeps target modules as a set: written in hash order, another one in each process."""
+    if path.exists():
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(config.get("target_modules"), list):
+            config["target_modules"].sort()
+        path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+
+
+def write_ledger(trainer: PlanTrainer, tokens: "Tokens", path: Path) -> None:
+    """Merge the ranks' journals into one Parquet file; one rank calls it, after the last step of all."""
+    trainer.ledger.write(path, ids_N16=tokens.ids_N16, group_N=tokens.group_N, group_names=tokens.group_names)
+
+
+def _write_log(trainer: PlanTrainer, path: Path) -> None:
+    entries = [entry for entry in trainer.state.log_history if "loss" in entry]
+    columns: dict[str, Any] = {"step": pa.array([entry["step"] for entry in entries], pa.int64())}
+    for name in ("loss", "grad_norm", "learning_rate"):
+        columns[name] = pa.array([entry.get(name) for entry in entries], pa.float64())
+    write_table(path, pa.table(columns), rows_per_group=2**16)
+
+
+def _identity(tokens: "Tokens", sampler: PlanSampler, settings: TrainingSettings, options: FitOptions) -> dict[str, Any]:
+    own = {name: value for name, value in to_mapping(settings).items() if name not in _FREE}
+    return {
+        **{f"training.{name}": value for name, value in own.items()},
+        "selected rows": sampler.digest,
+        "data": ids_digest(tokens.ids_N16),
+        "rendering": tokens.render_digest,
+        **to_mapping(options.made_from),
+    }
+
+
+def _check_same_run(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Record what the run is started with; raise ConfigError if an earlier start recorded something else."""
+    path, now = folder / "run.json", json.loads(canonical_json(identity))
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        names = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+        if names:
+            shown = "; ".join(f"{name}: {_short(before.get(name))}, now {_short(now.get(name))}" for name in names[:5])
+            raise ConfigError(
+                f"{folder} holds a training that was started with something else ({shown}); choose another --out, or "
+                "remove the folder"
+            )
+    dist.barrier()  # no rank writes before all have looked
+    if dist.is_main():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, json.dumps(now, indent=1, sort_keys=True).encode())
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else text[:16] + "..."
+
+
+def _remove_unfinished(checkpoints: Path) -> None:
+    """Remove checkpoints a kill left half-written: the trainer's state is their last file."""
+    for folder in checkpoints.glob("checkpoint-*"):
+        try:
+            json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, json.JSONDecodeError):
+            logger.info("%s was not finished: removed", folder)
+            shutil.rmtree(folder)

@@ -1,0 +1,187 @@
+"""How to train: the names of transformers.TrainingArguments, checked early, and turned into them late."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dataflex_tools.core.config import require
+from dataflex_tools.core.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+# what the plan, or another setting, decides; `extra` must not
+_DECIDED = {
+    "output_dir": "the run's folder",
+    "gradient_accumulation_steps": "training.global_batch_size",
+    "warmup_steps": "training.warmup_ratio",
+    "activation_checkpointing": "training.gradient_checkpointing",
+    "activation_checkpointing_kwargs": "training.gradient_checkpointing",
+    "save_strategy": "training.save_steps",
+    "logging_strategy": "training.logging_steps",
+    "train_sampling_strategy": "the plan",
+    "data_seed": "training.seed",
+    "dataloader_drop_last": "the plan",
+    "ignore_data_skip": "the plan",
+    "auto_find_batch_size": "training.per_device_train_batch_size",
+    "remove_unused_columns": "the plan",
+    "logging_nan_inf_filter": "the plan",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """Settings of one training. A step consumes `global_batch_size` samples over all ranks.
+
+    `max_steps` above 0 replaces `num_train_epochs`; `save_steps` 0 saves at the end only; `extra` sets any other field
+    of transformers.TrainingArguments.
+    """
+
+    num_train_epochs: float = 1.0
+    max_steps: int = -1
+    learning_rate: float = 2e-5
+    lr_scheduler_type: str = "linear"
+    warmup_ratio: float = 0.03
+    weight_decay: float = 0.0
+    optim: str = "adamw_torch"
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
+    max_grad_norm: float = 1.0
+    global_batch_size: int = 32
+    per_device_train_batch_size: int = 8
+    bf16: bool = False
+    gradient_checkpointing: bool = False
+    logging_steps: int = 10
+    save_steps: int = 0
+    save_total_limit: int = 2
+    seed: int = 0
+    deepspeed: str | None = None
+    fsdp: bool = False
+    fsdp_config: str | None = None
+    report_to: tuple[str, ...] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        has_steps = self.max_steps > 0 or self.max_steps == -1
+        require(has_steps, f"training.max_steps is {self.max_steps}, wanted -1 or more than 0")
+        require(self.num_train_epochs > 0, f"training.num_train_epochs is {self.num_train_epochs}, wanted more than 0")
+        require(self.learning_rate > 0, f"training.learning_rate is {self.learning_rate}, wanted more than 0")
+        require(0 <= self.warmup_ratio < 1, f"training.warmup_ratio is {self.warmup_ratio}, wanted a value in [0, 1)")
+        for name in ("global_batch_size", "per_device_train_batch_size", "logging_steps", "save_total_limit"):
+            require(getattr(self, name) > 0, f"training.{name} is {getattr(self, name)}, wanted a positive number")
+        require(self.save_steps >= 0, f"training.save_steps is {self.save_steps}, wanted 0 or more")
+        require(not (self.deepspeed and self.fsdp), "training.deepspeed and training.fsdp are both set; choose one")
+        require(self.fsdp or self.fsdp_config is None, "training.fsdp_config has no effect without training.fsdp")
+        for name in self.extra:
+            own = f"training.{name}" if name in {f.name for f in dataclasses.fields(self)} else _DECIDED.get(name)
+            require(own is None, f"training.extra cannot set {name!r}: {own} decides it")
+
+
+_ADAM = ("adamw_torch", "adamw_torch_fused")
+
+
+def _training() -> TrainingSettings:
+    return TrainingSettings(num_train_epochs=4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmupSettings:
+    """A random `fraction` of the pool is trained on for `training.num_train_epochs` epochs; defaults are those of LESS.
+
+    `max_growth`: a finished warm-up is used again for a pool that has grown by at most this share since.
+    """
+
+    fraction: float = 0.05
+    max_growth: float = 0.1
+    training: TrainingSettings = field(default_factory=_training)
+
+    def __post_init__(self) -> None:
+        training = self.training
+        require(0 < self.fraction <= 1, f"warmup.fraction is {self.fraction}, wanted a value in (0, 1]")
+        require(self.max_growth >= 0, f"warmup.max_growth is {self.max_growth}, wanted 0 or more")
+        require(training.optim in _ADAM, f"warmup.training.optim is {training.optim!r}, wanted one of {_ADAM}")
+        require(training.max_steps == -1, "warmup.training.max_steps has no effect; set num_train_epochs")
+        epochs = training.num_train_epochs
+        require(epochs == int(epochs), f"warmup.training.num_train_epochs is {epochs}, wanted whole epochs")
+
+
+def num_steps(settings: TrainingSettings, num_rows: int) -> int:
+    """Optimizer steps of a training over `num_rows` selected rows; the last batch is full, so it is rounded up.
+
+    Raises ConfigError if the rows do not fill one global batch.
+    """
+    if num_rows < settings.global_batch_size:
+        raise ConfigError(
+            f"{num_rows} selected samples do not fill one global batch of {settings.global_batch_size}; select more, "
+            f"or set training.global_batch_size to at most {num_rows}"
+        )
+    if settings.max_steps > 0:
+        return settings.max_steps
+    return steps_until(settings.num_train_epochs, num_rows, settings.global_batch_size)
+
+
+def steps_until(num_epochs: float, num_rows: int, global_batch_size: int) -> int:
+    """Steps after which `num_epochs` epochs of `num_rows` rows have been consumed, at least one."""
+    return max(1, math.ceil(num_epochs * num_rows / global_batch_size - 1e-9))
+
+
+def accumulation_steps(settings: TrainingSettings, world_size: int) -> int:
+    """Micro-batches per step and rank. Raises ConfigError if the global batch cannot be shared out evenly."""
+    at_once = settings.per_device_train_batch_size * world_size
+    if settings.global_batch_size % at_once:
+        fitting = [b for b in range(1, at_once) if settings.global_batch_size % (b * world_size) == 0]
+        fitting = [b for b in fitting if b <= settings.per_device_train_batch_size]
+        advice = f"training.per_device_train_batch_size={fitting[-1]}" if fitting else f"a multiple of {world_size}"
+        raise ConfigError(
+            f"training.global_batch_size {settings.global_batch_size} is not a multiple of per_device_train_batch_size "
+            f"{settings.per_device_train_batch_size} x {world_size} ranks; use {advice}"
+        )
+    return settings.global_batch_size // at_once
+
+
+def training_arguments(settings: TrainingSettings, folder: Path, *, num_rows: int, world_size: int) -> "TrainingArguments":
+    """The settings as transformers.TrainingArguments that write checkpoints to `folder`.
+
+    Raises ConfigError for an unknown name in `extra` or a batch size that does not divide; needs no model.
+    """
+    total, accumulation = num_steps(settings, num_rows), accumulation_steps(settings, world_size)
+    if settings.deepspeed is not None and not Path(settings.deepspeed).is_file():
+        raise ConfigError(f"training.deepspeed: {settings.deepspeed} does not exist; give a DeepSpeed JSON file")
+    import torch
+    from transformers import TrainingArguments
+
+    known = {f.name for f in dataclasses.fields(TrainingArguments) if f.init}
+    for name in settings.extra:
+        if name not in known:
+            raise ConfigError(f"training.extra has no setting {name!r}; {did_you_mean(name, known - set(_DECIDED))}")
+    fields: dict[str, Any] = {
+        "output_dir": str(folder),
+        "max_steps": total,
+        "gradient_accumulation_steps": accumulation,
+        "warmup_steps": settings.warmup_ratio,  # below 1 it is read as a share of all steps
+        "save_strategy": "steps",
+        "save_steps": settings.save_steps or total,
+        "report_to": list(settings.report_to) or "none",
+        "fsdp": settings.fsdp or None,
+        "use_cpu": not torch.accelerator.is_available(),
+        "remove_unused_columns": False,
+        "logging_nan_inf_filter": False,  # it would hide a diverged training behind the mean of earlier losses
+    }
+    if settings.gradient_checkpointing:
+        name = "activation" if "activation_checkpointing" in known else "gradient"  # renamed in transformers 5
+        fields |= {f"{name}_checkpointing": True, f"{name}_checkpointing_kwargs": {"use_reentrant": False}}
+    same = {f.name for f in dataclasses.fields(settings)} - set(fields) - {"extra", "warmup_ratio"}
+    same -= {"global_batch_size", "gradient_checkpointing"}
+    fields |= {name: getattr(settings, name) for name in same} | dict(settings.extra)
+    try:
+        arguments = TrainingArguments(**fields)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"training: {' '.join(str(error).split())}") from None
+    if arguments.train_batch_size != settings.per_device_train_batch_size:
+        found = arguments.n_gpu
+        raise ConfigError(f"one process sees {found} GPUs; start it with `torchrun --nproc_per_node {found} ...`")
+    return arguments

@@ -1,0 +1,166 @@
+import json
+
+import datasets
+import pytest
+
+from dataflex_tools.core.errors import ConfigError, DataError
+from dataflex_tools.data.sources import SourceSpec, open_source, parse_source, read_records
+from tests.data.builders import alpaca, write_jsonl
+
+ROWS = [alpaca(index) for index in range(5)]
+
+
+def records(spec):
+    return [record for _, record in read_records(spec)]
+
+
+def test_short_forms_say_domain_split_and_entry(tmp_path):
+    assert parse_source("a/b.jsonl") == SourceSpec(path="a/b.jsonl")
+    assert parse_source("code=a/b.jsonl") == SourceSpec(path="a/b.jsonl", domain="code")
+    assert parse_source("org/name:train") == SourceSpec(path="org/name", split="train")
+    assert parse_source("x=org/name:train[:10%]") == SourceSpec(path="org/name", split="train[:10%]", domain="x")
+    assert parse_source("d/dataset_info.json:web") == SourceSpec(path="d/dataset_info.json:web")
+    odd = write_jsonl(tmp_path / "a=b:c.jsonl", ROWS)
+    assert parse_source(str(odd)) == SourceSpec(path=str(odd))
+    with pytest.raises(ConfigError, match="form domain=path"):
+        parse_source("code=")
+
+
+def test_a_spec_refuses_unknown_forms_columns_and_tags():
+    with pytest.raises(ConfigError, match="did you mean 'alpaca'"):
+        SourceSpec(path="x", form="alpacca")
+    with pytest.raises(ConfigError, match="no name 'instructions'; did you mean 'instruction'"):
+        SourceSpec(path="x", columns={"instructions": "q"})
+    with pytest.raises(ConfigError, match="no name 'text'"):
+        SourceSpec(path="x", form="alpaca", columns={"text": "q"})
+    with pytest.raises(ConfigError, match="did you mean 'role_tag'"):
+        SourceSpec(path="x", tags={"roletag": "q"})
+
+
+def test_a_folder_of_files_is_read_in_name_order_and_numbered_through(tmp_path):
+    write_jsonl(tmp_path / "b.jsonl", ROWS[3:])
+    write_jsonl(tmp_path / "a.jsonl", ROWS[:3])
+    found = list(read_records(SourceSpec(path=str(tmp_path))))
+    assert found == list(enumerate(ROWS, start=1))
+
+
+def test_saved_datasets_and_their_splits_are_read(tmp_path):
+    one = datasets.Dataset.from_list(ROWS)
+    one.save_to_disk(str(tmp_path / "one"))
+    assert records(SourceSpec(path=str(tmp_path / "one"))) == ROWS
+    datasets.DatasetDict(train=one, test=one.select([4, 0])).save_to_disk(str(tmp_path / "two"))
+    assert records(parse_source(f"{tmp_path}/two:test")) == [ROWS[4], ROWS[0]]
+    with pytest.raises(ConfigError, match="has the splits train, test"):
+        open_source(SourceSpec(path=str(tmp_path / "two")))
+    with pytest.raises(ConfigError, match="no split 'tset'; did you mean 'test'"):
+        open_source(SourceSpec(path=str(tmp_path / "two"), split="tset"))
+
+
+def test_a_hub_id_goes_to_load_dataset_with_subset_and_split(tmp_path, monkeypatch):
+    datasets.Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "one"))
+    asked = []
+
+    def load_dataset(path, name, split):
+        asked.append((path, name, split))
+        return datasets.load_from_disk(str(tmp_path / "one"))
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    source = open_source(SourceSpec(path="org/name", subset="en", split=None))
+    assert asked == [("org/name", "en", None)]
+    assert source.name == "name"
+    assert [record for _, record in source.records()] == ROWS
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch):
+    def load_dataset(path, name, split):
+        raise ConnectionError("Couldn't reach\n'org/name' on the Hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(DataError, match=r"org/name is no file here .* Couldn't reach 'org/name' on the Hub$"):
+        open_source(SourceSpec(path="org/name"))
+
+
+def test_what_is_not_there_or_has_no_effect_is_an_error(tmp_path):
+    file = write_jsonl(tmp_path / "a.jsonl", ROWS)
+    cases = [
+        (SourceSpec(path="no/where.jsonl"), DataError, "does not exist"),
+        (SourceSpec(path="nowhere"), DataError, "does not exist"),
+        (SourceSpec(path=str(file), split="train"), ConfigError, "split has no effect"),
+        (SourceSpec(path=str(file), subset="en"), ConfigError, "subset has no effect"),
+    ]
+    for spec, error, message in cases:
+        with pytest.raises(error, match=message):
+            open_source(spec)
+    (tmp_path / "x.txt").write_text("a")
+    with pytest.raises(DataError, match=r"ends in '.txt'; files that can be read end in .jsonl"):
+        open_source(SourceSpec(path=str(tmp_path / "x.txt")))
+    (tmp_path / "b.csv").write_text("a")
+    with pytest.raises(DataError, match=r"several kinds \(.csv, .jsonl\)"):
+        open_source(SourceSpec(path=str(tmp_path)))
+    (tmp_path / "e.jsonl").write_text("")
+    with pytest.raises(DataError, match="is empty"):
+        records(SourceSpec(path=str(tmp_path / "e.jsonl")))
+
+
+def test_the_content_address_follows_the_bytes(tmp_path):
+    file = write_jsonl(tmp_path / "a.jsonl", ROWS)
+    before = open_source(SourceSpec(path=str(file))).sha256()
+    assert open_source(SourceSpec(path=str(file))).sha256() == before
+    write_jsonl(file, ROWS[1:])
+    assert open_source(SourceSpec(path=str(file))).sha256() != before
+
+
+@pytest.fixture
+def info(tmp_path):
+    write_jsonl(tmp_path / "qa.jsonl", [{"q": "Hi", "c": "", "a": "Hello"}])
+    entries = {
+        "qa": {"file_name": "qa.jsonl", "columns": {"prompt": "q", "query": "c", "response": "a"}},
+        "talk": {
+            "hf_hub_url": "org/talk",
+            "formatting": "sharegpt",
+            "subset": "en",
+            "columns": {"messages": "turns"},
+            "tags": {"role_tag": "who"},
+        },
+        "rank": {"file_name": "qa.jsonl", "ranking": True},
+        "image": {"file_name": "qa.jsonl", "columns": {"images": "images"}},
+        "script": {"script_url": "x"},
+    }
+    (tmp_path / "dataset_info.json").write_text(json.dumps(entries))
+    return tmp_path / "dataset_info.json"
+
+
+def test_a_llama_factory_entry_gives_file_columns_and_domain(info):
+    source = open_source(parse_source(f"{info}:qa"))
+    assert (source.spec.domain, source.spec.form) == ("qa", "alpaca")
+    assert source.spec.columns == {"instruction": "q", "input": "c", "output": "a"}
+    assert open_source(parse_source(f"web={info}:qa")).spec.domain == "web"
+
+
+def test_a_llama_factory_hub_entry_takes_the_train_split(info, monkeypatch):
+    asked = []
+
+    def load_dataset(path, name, split):
+        asked.append((path, name, split))
+        return datasets.Dataset.from_list([{"turns": [{"who": "human", "value": "a"}]}], split="train")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    source = open_source(parse_source(f"{info}:talk"))
+    assert asked == [("org/talk", "en", "train")]
+    assert (source.spec.columns, source.spec.tags) == ({"conversations": "turns"}, {"role_tag": "who"})
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("rank", "ranking: true"),
+        ("image", "maps the column 'images'"),
+        ("script", "'script_url', which is not supported"),
+        ("qb", "no entry 'qb'; did you mean 'qa'"),
+    ],
+)
+def test_a_llama_factory_entry_that_cannot_be_followed_says_why(info, entry, message):
+    with pytest.raises(ConfigError, match=message):
+        open_source(parse_source(f"{info}:{entry}"))
+    with pytest.raises(ConfigError, match=r"name one of them as"):
+        open_source(SourceSpec(path=str(info)))

@@ -1,0 +1,90 @@
+import pytest
+
+from dataflex_tools.core.errors import ConfigError, DataError
+from dataflex_tools.data.templates import render
+from tests.data.builders import CHATML, FORGETFUL, MARKED, byte_tokenizer, chat
+
+TWO_TURNS = chat("Hi", "Hello", "Bye", "Goodbye")
+
+
+def labelled(conversation, tokenizer, template="auto"):
+    text, spans = render(conversation, tokenizer, template)
+    return text, [text[start:end] for start, end in spans]
+
+
+def test_the_own_template_labels_each_answer_with_its_end_mark():
+    text, answers = labelled(TWO_TURNS, byte_tokenizer(CHATML))
+    assert text.startswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\n")
+    assert answers == ["Hello<|im_end|>\n", "Goodbye<|im_end|>\n"]
+
+
+def test_generation_marks_decide_what_is_labelled():
+    assert labelled(TWO_TURNS, byte_tokenizer(MARKED))[1] == ["Hello<|im_end|>", "Goodbye<|im_end|>"]
+
+
+def test_a_template_that_changes_earlier_turns_is_refused_for_several_turns_only():
+    tokenizer = byte_tokenizer(FORGETFUL)
+    assert labelled(chat("Hi", "Hello"), tokenizer)[1] == ["<think></think>Hello<|im_end|>\n"]
+    with pytest.raises(DataError, match="renders turn 2 of 4 differently once more turns follow"):
+        render(TWO_TURNS, tokenizer, "auto")
+
+
+@pytest.mark.parametrize(
+    ("template", "text", "answers"),
+    [
+        ("plain", "user: Hi\nassistant: Hello</s>\nuser: Bye\nassistant: Goodbye</s>", ["Hello</s>", "Goodbye</s>"]),
+        (
+            "chatml",
+            "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\n"
+            "<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\nGoodbye<|im_end|>\n",
+            ["Hello<|im_end|>\n", "Goodbye<|im_end|>\n"],
+        ),
+        (
+            "alpaca",
+            "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+            "\n\n### Instruction:\nHi\n\n### Response:\nHello</s>"
+            "\n\n### Instruction:\nBye\n\n### Response:\nGoodbye</s>",
+            ["Hello</s>", "Goodbye</s>"],
+        ),
+    ],
+)
+def test_named_templates_need_no_chat_template(template, text, answers):
+    assert labelled(TWO_TURNS, byte_tokenizer(None), template) == (text, answers)
+
+
+def test_chatml_by_name_is_the_same_as_a_chatml_tokenizer():
+    assert render(TWO_TURNS, byte_tokenizer(None), "chatml") == render(TWO_TURNS, byte_tokenizer(CHATML), "auto")
+
+
+def test_completions_and_texts_end_with_the_end_token_and_begin_as_the_tokenizer_does():
+    pair = {"prompt": "2+2=", "completion": " 4"}
+    assert labelled(pair, byte_tokenizer(None)) == ("2+2= 4</s>", [" 4</s>"])
+    assert labelled(pair, byte_tokenizer(None, adds_bos=True)) == ("<s>2+2= 4</s>", [" 4</s>"])
+    assert labelled({"text": "abc"}, byte_tokenizer(None)) == ("abc</s>", ["abc</s>"])
+    assert render(chat("a", "b"), byte_tokenizer(None, adds_bos=True), "plain")[0].startswith("<s>user: a")
+
+
+def test_what_the_tokenizer_lacks_is_named():
+    with pytest.raises(ConfigError, match="no chat template of its own; name one of 'alpaca', 'chatml', 'plain'"):
+        render(TWO_TURNS, byte_tokenizer(None), "auto")
+    with pytest.raises(ConfigError, match="did you mean 'chatml'"):
+        render(TWO_TURNS, byte_tokenizer(), "chatlm")
+    tokenizer = byte_tokenizer(None)
+    tokenizer.eos_token = None
+    with pytest.raises(ConfigError, match="no eos_token"):
+        render({"text": "a"}, tokenizer, "auto")
+    with pytest.raises(DataError, match="template 'plain' cannot show"):
+        render({**TWO_TURNS, "tools": [{}]}, byte_tokenizer(), "plain")
+
+
+def test_a_refusal_of_the_template_keeps_its_reason():
+    picky = "{% if messages[0].role != 'system' %}{{ raise_exception('system first') }}{% endif %}" + CHATML
+    with pytest.raises(DataError, match="refuses the turns user, assistant: system first"):
+        render(chat("a", "b"), byte_tokenizer(picky), "auto")
+
+
+def test_tools_reach_the_own_template():
+    shows = "{% if tools %}{{ tools | tojson }}\n{% endif %}" + CHATML
+    text, answers = labelled({**chat("a", "b"), "tools": [{"name": "f"}]}, byte_tokenizer(shows))
+    assert text.startswith('[{"name": "f"}]\n')
+    assert answers == ["b<|im_end|>\n"]

@@ -1,0 +1,175 @@
+import logging
+
+import numpy as np
+import pytest
+
+from dataflex_tools.core.errors import ConfigError, DataError
+from dataflex_tools.data import tokenized
+from dataflex_tools.data.corpus import open_corpus
+from dataflex_tools.data.sources import SourceSpec
+from dataflex_tools.data.templates import render
+from dataflex_tools.data.tokenized import RenderSettings, render_digest, tokenize_corpus
+from tests.data.builders import CHATML, byte_tokenizer, chat, write_jsonl
+
+SHA = "0" * 64
+
+
+def corpus_of(tmp_path, records, name="pool"):
+    path = write_jsonl(tmp_path / f"{name}.jsonl", records)
+    return open_corpus([SourceSpec(path=str(path))], tmp_path / "cache", group="domain")
+
+
+def tokens_of(tmp_path, records, tokenizer=None, **settings):
+    corpus = corpus_of(tmp_path, records)
+    tokenizer = tokenizer or byte_tokenizer()
+    return tokenize_corpus(corpus, tokenizer, RenderSettings(**settings), tmp_path / "cache", tokenizer_sha256=SHA)
+
+
+RECORDS = [chat(f"Say {i}", f"It \u00e9 {i}", "More", "x" * (i % 7)) for i in range(30)]
+
+
+def test_labels_are_the_tokens_of_the_answers_and_nothing_else(tmp_path):
+    tokenizer = byte_tokenizer()
+    tokens = tokens_of(tmp_path, RECORDS, tokenizer)
+    for row, record in enumerate(RECORDS):
+        text, spans = render(record, tokenizer, "auto")
+        ids, labels = tokens.input_ids(row), tokens.labels(row)
+        assert tokenizer.decode(ids) == text
+        assert tokenizer.decode(labels[labels != -100]) == "".join(text[start:end] for start, end in spans)
+        assert (ids.dtype, labels.dtype) == (np.int32, np.int64)
+        assert tokens.num_tokens_N[row] == len(ids)
+        assert tokens.num_labels_N[row] == (labels != -100).sum()
+    assert tokens.counts == {"truncated_prompt": 0, "truncated_answer": 0, "without_labels": 0}
+    assert tokens.rows_with_labels().tolist() == list(range(30))
+    with pytest.raises(IndexError, match="outside the 30 rows"):
+        tokens.input_ids(30)
+
+
+def test_any_shard_and_batch_size_gives_the_same_tokens(tmp_path, monkeypatch):
+    whole = tokens_of(tmp_path, RECORDS)
+    monkeypatch.setattr(tokenized, "SHARD_ROWS", 7)
+    monkeypatch.setattr(tokenized, "_BATCH", 3)
+    parts = tokens_of(tmp_path, RECORDS)
+    np.testing.assert_array_equal(parts.num_tokens_N, whole.num_tokens_N)
+    for row in range(30):
+        np.testing.assert_array_equal(parts.input_ids(row), whole.input_ids(row))
+        np.testing.assert_array_equal(parts.labels(row), whole.labels(row))
+
+
+def test_a_killed_or_grown_corpus_only_tokenises_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenized, "SHARD_ROWS", 10)
+    done = []
+    real = tokenized._encode_shard
+
+    def encode(corpus, rows, *args):
+        done.append(rows.start)
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        return real(corpus, rows, *args)
+
+    monkeypatch.setattr(tokenized, "_encode_shard", encode)
+    with pytest.raises(KeyboardInterrupt):
+        tokens_of(tmp_path, RECORDS)
+    tokens_of(tmp_path, RECORDS)
+    assert done == [0, 10, 10, 20]
+    grown = tokens_of(tmp_path, [*RECORDS, chat("new", "one")])
+    assert done == [0, 10, 10, 20, 30]
+    assert len(grown) == 31
+    tokens_of(tmp_path, RECORDS, cutoff_len=64)
+    assert len(done) == 8
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_ranks_begin_at_different_shards_and_all_end_with_everything(tmp_path, monkeypatch, rank):
+    monkeypatch.setattr(tokenized, "SHARD_ROWS", 10)
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    done = []
+    real = tokenized._encode_shard
+    monkeypatch.setattr(tokenized, "_encode_shard", lambda c, rows, *a: done.append(rows.start) or real(c, rows, *a))
+    assert len(tokens_of(tmp_path, RECORDS)) == 30
+    assert done == [[0, 10, 20], [10, 20, 0], [20, 0, 10]][rank]
+
+
+def test_cut_rows_keep_labels_are_counted_and_logged_once(tmp_path, caplog):
+    records = [
+        {"prompt": "p" * 50, "completion": "abc"},
+        {"prompt": "p", "completion": "c" * 50},
+        {"prompt": "p", "completion": "c"},
+    ]
+    with caplog.at_level(logging.WARNING, logger="flextools"):
+        tokens = tokens_of(tmp_path, records, cutoff_len=10)
+    assert tokens.num_tokens_N.tolist() == [10, 10, 3]
+    assert tokens.num_labels_N.tolist() == [4, 9, 2]
+    assert byte_tokenizer().decode(tokens.input_ids(0)) == "ppppppabc</s>"
+    assert tokens.counts == {"truncated_prompt": 1, "truncated_answer": 1, "without_labels": 0}
+    assert len([line for line in caplog.messages if "cutoff_len 10" in line]) == 1
+
+
+def test_the_begin_token_survives_a_cut_prompt(tmp_path):
+    tokenizer = byte_tokenizer(adds_bos=True)
+    tokens = tokens_of(tmp_path, [{"prompt": "p" * 50, "completion": "abc"}], tokenizer, cutoff_len=10)
+    assert tokenizer.decode(tokens.input_ids(0)) == "<s>pppppabc</s>"
+
+
+def test_a_text_is_labelled_from_its_second_token_on(tmp_path):
+    tokens = tokens_of(tmp_path, [{"text": "abcd"}])
+    assert tokens.labels(0).tolist() == [-100, *tokens.input_ids(0)[1:]]
+    assert tokens.num_labels_N.tolist() == [4]
+
+
+def test_rows_without_labels_are_kept_and_counted_but_not_all_may_be(tmp_path):
+    only_short = "{% for m in messages %}{{ m.role }}{% if m.content|length < 3 %}{% generation %}{{ m.content }}"
+    only_short += "{% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}"
+    tokens = tokens_of(tmp_path, [chat("long question", "ok"), chat("long question", "long")], byte_tokenizer(only_short))
+    assert tokens.num_labels_N.tolist() == [2, 0]
+    assert tokens.counts["without_labels"] == 1
+    assert tokens.rows_with_labels().tolist() == [0]
+    with pytest.raises(DataError, match="none of the 1 rows has a label with template 'auto' and cutoff_len 2048"):
+        tokenize_corpus(
+            corpus_of(tmp_path, [chat("long question", "long")], "none"), byte_tokenizer(only_short), RenderSettings(),
+            tmp_path / "cache", tokenizer_sha256=SHA,
+        )  # fmt: skip
+
+
+def test_the_digest_follows_template_cutoff_and_tokenizer():
+    base = render_digest(RenderSettings(), SHA)
+    others = [RenderSettings(template="plain"), RenderSettings(cutoff_len=2047)]
+    assert len({base, *(render_digest(other, SHA) for other in others), render_digest(RenderSettings(), "1" * 64)}) == 4
+
+
+def test_a_dropped_row_takes_its_tokens_with_it(tmp_path):
+    corpus = corpus_of(tmp_path, RECORDS)
+    arguments = (byte_tokenizer(), RenderSettings(), tmp_path / "cache")
+    whole = tokenize_corpus(corpus, *arguments, tokenizer_sha256=SHA)
+    rest = tokenize_corpus(corpus.without(np.array([0, 5])), *arguments, tokenizer_sha256=SHA)
+    kept = [row for row in range(30) if row not in (0, 5)]
+    np.testing.assert_array_equal(rest.ids_N16, whole.ids_N16[kept])
+    for row, old in enumerate(kept):
+        np.testing.assert_array_equal(rest.input_ids(row), whole.input_ids(old))
+
+
+def test_wrong_settings_and_refused_rows_are_named(tmp_path):
+    with pytest.raises(ConfigError, match="did you mean 'alpaca'"):
+        RenderSettings(template="alpacca")
+    with pytest.raises(ConfigError, match="cutoff_len is 1"):
+        RenderSettings(cutoff_len=1)
+    picky = "{% if messages|length > 2 %}{{ raise_exception('too long') }}{% endif %}" + CHATML
+    with pytest.raises(DataError, match=r"pool.jsonl row 2: the tokenizer's chat template refuses .*: too long"):
+        tokens_of(tmp_path, [chat("a", "b"), chat("a", "b", "c", "d")], byte_tokenizer(picky))
+
+    class Slow:
+        is_fast = False
+
+    with pytest.raises(ConfigError, match="Slow has no character offsets"):
+        tokens_of(tmp_path, RECORDS, Slow())
+
+
+def test_open_files_do_not_grow_with_the_number_of_shards(tmp_path, monkeypatch):
+    import os
+
+    monkeypatch.setattr(tokenized, "SHARD_ROWS", 1)
+    before = len(os.listdir("/proc/self/fd"))
+    tokens = tokens_of(tmp_path, RECORDS)
+    assert len(os.listdir("/proc/self/fd")) <= before + 3
+    assert tokens.input_ids(29).size > 0
