@@ -87,7 +87,7 @@ class PerSampleGradients:
         self._sink(name, grad_BOI.flatten(1))
 
 
-class _Tap(torch.autograd.Function):
+class _Tap(torch.autograd.Function):  # type: ignore[misc]
     """Identity on a layer's output whose backward sees the output's gradient.
 
     The input is a saved tensor of the graph, so gradient checkpointing drops and recomputes it as any other.

@@ -1,6 +1,7 @@
 """The train stage: follow an artifact's plan within a budget; a killed run goes on, a finished one is not run again."""
 
 import logging
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
     num_steps = _run(prepared, out)
     if dist.is_main():
         _write_manifest(prepared, out, num_steps)
+        shutil.rmtree(out / "journal", ignore_errors=True)
+        if config.training.save_steps == 0:  # nobody asked for checkpoints: they served a resume only
+            shutil.rmtree(out / "checkpoints", ignore_errors=True)
     dist.barrier()
     return read_manifest(out)
 

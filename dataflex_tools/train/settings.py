@@ -34,7 +34,8 @@ _DECIDED = {
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
-    """Settings of one training. A step consumes `global_batch_size` samples over all ranks.
+    """Settings of one training. A step consumes `global_batch_size` samples over all ranks,
+    at most `per_device_train_batch_size` at once on each.
 
     `max_steps` above 0 replaces `num_train_epochs`; `save_steps` 0 saves at the end only; `extra` sets any other field
     of transformers.TrainingArguments.
@@ -129,18 +130,20 @@ def steps_until(num_epochs: float, num_rows: int, global_batch_size: int) -> int
     return max(1, math.ceil(num_epochs * num_rows / global_batch_size - 1e-9))
 
 
-def accumulation_steps(settings: TrainingSettings, world_size: int) -> int:
-    """Micro-batches per step and rank. Raises ConfigError if the global batch cannot be shared out evenly."""
-    at_once = settings.per_device_train_batch_size * world_size
-    if settings.global_batch_size % at_once:
-        fitting = [b for b in range(1, at_once) if settings.global_batch_size % (b * world_size) == 0]
-        fitting = [b for b in fitting if b <= settings.per_device_train_batch_size]
-        advice = f"training.per_device_train_batch_size={fitting[-1]}" if fitting else f"a multiple of {world_size}"
+def micro_batches(settings: TrainingSettings, world_size: int) -> tuple[int, int]:
+    """(samples of a micro-batch, micro-batches per step and rank).
+
+    The micro-batch is the largest within `per_device_train_batch_size` that shares the global batch out evenly; its size
+    changes the result by rounding only. Raises ConfigError if the global batch is no multiple of the ranks.
+    """
+    share, rest = divmod(settings.global_batch_size, world_size)
+    if rest:
         raise ConfigError(
-            f"training.global_batch_size {settings.global_batch_size} is not a multiple of per_device_train_batch_size "
-            f"{settings.per_device_train_batch_size} x {world_size} ranks; use {advice}"
+            f"training.global_batch_size {settings.global_batch_size} is not a multiple of {world_size} ranks; use "
+            f"{share * world_size or world_size} or {(share + 1) * world_size}"
         )
-    return settings.global_batch_size // at_once
+    size = max(b for b in range(1, settings.per_device_train_batch_size + 1) if share % b == 0)
+    return size, share // size
 
 
 def training_arguments(settings: TrainingSettings, folder: Path, *, num_rows: int, world_size: int) -> "TrainingArguments":
@@ -148,7 +151,7 @@ def training_arguments(settings: TrainingSettings, folder: Path, *, num_rows: in
 
     Raises ConfigError for an unknown name in `extra` or a batch size that does not divide; needs no model.
     """
-    total, accumulation = num_steps(settings, num_rows), accumulation_steps(settings, world_size)
+    total, (micro_batch, accumulation) = num_steps(settings, num_rows), micro_batches(settings, world_size)
     if settings.deepspeed is not None and not Path(settings.deepspeed).is_file():
         raise ConfigError(f"training.deepspeed: {settings.deepspeed} does not exist; give a DeepSpeed JSON file")
     import torch
@@ -161,6 +164,7 @@ def training_arguments(settings: TrainingSettings, folder: Path, *, num_rows: in
     fields: dict[str, Any] = {
         "output_dir": str(folder),
         "max_steps": total,
+        "per_device_train_batch_size": micro_batch,
         "gradient_accumulation_steps": accumulation,
         "warmup_steps": settings.warmup_ratio,  # below 1 it is read as a share of all steps
         "save_strategy": "steps",
@@ -169,6 +173,7 @@ def training_arguments(settings: TrainingSettings, folder: Path, *, num_rows: in
         "fsdp": settings.fsdp or None,
         "use_cpu": not torch.accelerator.is_available(),
         "remove_unused_columns": False,
+        "ddp_find_unused_parameters": False,  # adapters use all of theirs; the search costs a pass over the graph
         "logging_nan_inf_filter": False,  # it would hide a diverged training behind the mean of earlier losses
     }
     if settings.gradient_checkpointing:
@@ -181,7 +186,7 @@ def training_arguments(settings: TrainingSettings, folder: Path, *, num_rows: in
         arguments = TrainingArguments(**fields)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"training: {' '.join(str(error).split())}") from None
-    if arguments.train_batch_size != settings.per_device_train_batch_size:
+    if arguments.train_batch_size != micro_batch:
         found = arguments.n_gpu
         raise ConfigError(f"one process sees {found} GPUs; start it with `torchrun --nproc_per_node {found} ...`")
     return arguments

@@ -76,6 +76,7 @@ def test_two_kills_and_full_weights(tmp_path: Path) -> None:
     assert_same_run(train(tmp_path / "killed", lora=False), train(tmp_path / "whole", lora=False))
 
 
+@pytest.mark.e2e
 def test_kill_minus_nine_and_resume_is_the_uninterrupted_run(whole: TrainingRun, tmp_path: Path) -> None:
     code = (
         "from pathlib import Path; from tests.train.test_run import KillBefore, train; "

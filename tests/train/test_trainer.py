@@ -107,7 +107,7 @@ def test_training_twice_starts_the_plan_again(tmp_path: Path, tokens: FakeTokens
               {"accelerator_config": {"split_batches": True}}],
 )  # fmt: skip
 def test_arguments_that_break_the_plan_are_an_error(tmp_path: Path, tokens: FakeTokens, wrong: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="break the plan|breaks the plan"):
+    with pytest.raises(ConfigError, match="breaks? the plan"):
         PlanTrainer(make_model(), arguments(tmp_path, **wrong), PadCollator(), TokensDataset(tokens),
                     sampler=PlanSampler(np.arange(9)))  # fmt: skip
 
@@ -153,6 +153,7 @@ os._exit(0)
 """
 
 
+@pytest.mark.e2e
 def test_two_ranks_consume_and_learn_what_one_does(tmp_path: Path) -> None:
     settings = make_settings(max_steps=5, save_steps=2, per_device_train_batch_size=1)
     one = run_training(lambda: make_model(lora=False), make_tokens(30), PlanSampler(np.arange(13), seed=1), settings,
