@@ -20,6 +20,7 @@ demo: setup  ## LESS 5 % against two random controls on real text, SIZE=small (d
 	$(BIN)/python pipelines/demo/run.py --size $(SIZE)
 
 less: setup  ## score, train and evaluate with pipelines/less.yaml
+	$(BIN)/python pipelines/demo/run.py --inputs-only
 	$(BIN)/flextools run pipelines/less.yaml
 
 test: lint types imports tests  ## everything a change must keep true
