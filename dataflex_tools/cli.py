@@ -8,13 +8,13 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from dataflex_tools.core import dist
 from dataflex_tools.core.config import apply_overrides, load_yaml
-from dataflex_tools.core.errors import FlextoolsError
+from dataflex_tools.core.errors import ArtifactError, FlextoolsError
 
 app = typer.Typer(
     help="Data-centric training of language models in two phases: score data once, store it, train many times.",
@@ -73,7 +73,7 @@ def score(
     if dry_run:
         from dataflex_tools.stages.estimate import estimate_score
 
-        _print_estimate(estimate_score(settings), as_json=as_json)
+        _print_estimate(estimate_score(settings, overwrite=overwrite), as_json=as_json)
         return
     from dataflex_tools.stages.score import score as run_stage
 
@@ -173,7 +173,7 @@ def run(
 @app.command()
 def inspect(
     artifact: Annotated[Path, typer.Argument(help="folder of an artifact")],
-    k: Annotated[int, typer.Option("-k", help="best and worst rows to show")] = 5,
+    k: Annotated[int, typer.Option("-k", min=0, help="best and worst rows to show")] = 5,
     as_json: Json = False,
 ) -> None:
     """What an artifact is, from what it was made, how its scores lie, and its best and worst rows."""
@@ -192,12 +192,20 @@ def verify(artifacts: Annotated[list[Path], typer.Argument(help="folders of arti
     """Recompute every digest; exit code 1 if anything differs from what was written."""
     from dataflex_tools.artifact.manifest import verify_artifact
 
-    faults = {str(folder): verify_artifact(folder) for folder in artifacts}
+    faults: dict[str, list[str]] = {}
+    unreadable: list[ArtifactError] = []
+    for folder in artifacts:
+        try:
+            faults[str(folder)] = verify_artifact(folder)
+        except ArtifactError as error:  # the others are still worth an answer
+            unreadable.append(error)
     if as_json:
         typer.echo(json.dumps(faults))
     else:
         for folder, lines in faults.items():
             typer.echo("\n".join(f"{folder}: {line}" for line in lines) if lines else f"{folder}: ok")
+    if unreadable:
+        raise ArtifactError("; ".join(map(str, unreadable)))
     if any(faults.values()):
         raise typer.Exit(1)
 
@@ -222,7 +230,7 @@ def _settings(
     """YAML, then options, then --set; each wins over the one before."""
     values: dict[str, Any] = load_yaml(config) if config else {}
     if values.pop("stage", stage) != stage:
-        raise FlextoolsError(f"{config} is not a config of the {stage} stage")
+        raise FlextoolsError(f"{config} is not a config of the {stage} stage; use `flextools run {config}`")
     for path, value in given.items():
         key, _, inner = path.partition(".")
         if value is None:
@@ -248,7 +256,8 @@ def _print_estimate(estimate: Any, *, as_json: bool) -> None:
     typer.echo(json.dumps(asdict(estimate)) if as_json else estimate_table(asdict(estimate)))
 
 
-def _start_logging() -> None:
+def start_logging() -> None:
+    """Log lines to stderr as plain text, rank 0 only; the libraries' own chatter stays off."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("flextools")
@@ -264,22 +273,50 @@ def _start_logging() -> None:
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
 
 
+# typer has the class of all wrong options, but no public name for it
+_WrongOption = typer.BadParameter.__mro__[2]
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_FULL = ("No space left", "os error 28", "PytorchStreamWriter failed writing", "unexpected pos", "iostream error")
+_NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT, errno.EEXIST, errno.ENAMETOOLONG)
+
+
 def main() -> None:
     """Run the command line; a user's error is one line and exit code 2."""
-    _start_logging()
+    start_logging()
     try:
-        app()
+        code = app(standalone_mode=False)
     except FlextoolsError as error:
         _fail(str(error))
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    except Exception as error:  # a full disk comes as any type; a defect keeps its traceback
+        if isinstance(error, _WrongOption):
+            if not (message := " ".join(error.format_message().split()).rstrip(".")):
+                sys.exit(2)  # no command: the help was printed
+            _fail(f"{message}; see `flextools --help`")
+        elif message := _wrong_machine(error):
+            _fail(message)
+        else:
             raise
-        _fail(f"{error.strerror}: {error.filename or 'while writing'}; nothing half-written is left")
     finally:
         dist.finish()
+    if code == 130 and dist.is_main():
+        typer.echo("stopped; the same command goes on where this one stopped", err=True)
+    sys.exit(code or 0)
 
 
-def _fail(message: str) -> None:
+def _wrong_machine(error: Exception) -> str:
+    """What the machine refused, "" if it is something else; writers in Rust and C++ have their own types for it."""
+    text = " ".join(str(error).split())
+    is_full = isinstance(error, OSError) and error.errno in _NO_SPACE
+    if is_full or any(mark in text for mark in _FULL):
+        return "no space left on the disk; free some and run the same command again: it goes on with what is finished"
+    if isinstance(error, OSError) and error.errno in _NO_ACCESS and error.filename is not None:
+        return f"{error.filename}: {error.strerror}; check the path and its permissions"
+    return ""
+
+
+def _fail(message: str) -> NoReturn:
     if dist.is_main():
         typer.echo(f"error: {message}", err=True)
     dist.finish()

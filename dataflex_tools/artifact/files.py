@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,32 @@ from dataflex_tools.core.errors import ArtifactError
 from dataflex_tools.core.fingerprint import canonical_json
 
 METADATA_KEY = b"flextools"
+_TEMPORARY = re.compile(r"\..+\.(tmp|old)")
 
 
 def temporary_for(path: Path) -> Path:
     """A hidden name beside `path`, so that the rename stays within one file system."""
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Remove the temporaries that killed processes left in `folder`: all, or those for the file or folder `name`.
+
+    For one process, while no other writes there.
+    """
+    of_name = re.compile(rf"\.{re.escape(name)}\.\d+\.(tmp|old)") if name is not None else _TEMPORARY
+    for path in folder.iterdir():
+        if not of_name.fullmatch(path.name):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def list_visible(folder: Path) -> list[str]:
+    """Names in a folder, sorted, without the temporaries of killed processes."""
+    return sorted(path.name for path in folder.iterdir() if not _TEMPORARY.fullmatch(path.name))
 
 
 def sync(path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import pyarrow as pa
 
 from dataflex_tools.artifact.files import open_parquet, write_bytes
-from dataflex_tools.core.errors import ArtifactError
+from dataflex_tools.core.errors import ArtifactError, near_path
 from dataflex_tools.core.fingerprint import digest, file_sha256
 
 FORMAT = 1
@@ -41,8 +41,21 @@ def write_manifest(folder: Path, body: Mapping[str, Any]) -> dict[str, Any]:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of an artifact.
 
-    Raises ArtifactError if there is none, if it is not JSON, or if its format is not one that this version reads.
+    Raises ArtifactError if there is none, if it is not JSON, if its format is not one that this version reads, or if it
+    was changed after it was written.
     """
+    content = read_unchecked(folder)
+    if content.get("digest") != (actual := manifest_digest(content)):
+        stated = str(content.get("digest"))[:16]
+        raise ArtifactError(
+            f"{folder / MANIFEST} was changed: it states digest {stated}, its content has {actual[:16]}; restore it, or "
+            f"{_make_again(folder, content.get('kind'))}"
+        )
+    return content
+
+
+def read_unchecked(folder: Path) -> dict[str, Any]:
+    """The manifest as it stands, changed or not; raises as `read_manifest` does otherwise."""
     path = folder / MANIFEST
     if not path.exists():
         raise ArtifactError(_why_no_manifest(folder))
@@ -76,7 +89,7 @@ def verify_artifact(folder: Path) -> list[str]:
 
     Raises ArtifactError if there is no manifest, or one that this version cannot read.
     """
-    manifest = read_manifest(folder)
+    manifest = read_unchecked(folder)
     faults = [f"{MANIFEST} is a symbolic link"] if (folder / MANIFEST).is_symlink() else []
     if manifest.get("digest") != (actual := manifest_digest(manifest)):
         faults.append(f"{MANIFEST} was changed: it states digest {manifest.get('digest')}, its content has {actual}")
@@ -90,7 +103,7 @@ def verify_artifact(folder: Path) -> list[str]:
             continue
         listed.add(entry["path"])
         faults += _file_faults(folder, entry)
-    if manifest["kind"] != "run":  # a run's folder also holds checkpoints and evaluations made later
+    if manifest.get("kind") != "run":  # a run's folder also holds checkpoints and evaluations made later
         faults += [f"{path} is not in the manifest" for path in _files_in(folder) if path not in listed]
     return faults
 
@@ -100,7 +113,7 @@ def check_file(folder: Path, manifest: Mapping[str, Any], path: str) -> None:
     entries = [entry for entry in manifest.get("files", []) if _is_entry(entry) and entry["path"] == path]
     faults = _file_faults(folder, entries[0]) if entries else [f"{path} is not in the manifest"]
     if faults:
-        raise ArtifactError(f"{folder}: {faults[0]}; run `flextools score` again")
+        raise ArtifactError(f"{folder}: {faults[0]}; {_make_again(folder, manifest.get('kind'))}")
 
 
 def is_inside(path: str) -> bool:
@@ -147,10 +160,23 @@ def _types_of(schema: pa.Schema) -> dict[str, str]:
 
 def _why_no_manifest(folder: Path) -> str:
     if not folder.exists():
-        return f"artifact {folder} does not exist"
+        return f"artifact {folder} does not exist; {near_path(folder) or 'give a folder that flextools wrote'}"
     if not folder.is_dir():
         return f"artifact {folder} is a file, wanted a folder with {MANIFEST}"
-    return f"{folder} has no {MANIFEST}: the score stage has not finished; run `flextools score` again"
+    if (folder / "run.json").exists():
+        return f"{folder} has no {MANIFEST}: the training has not finished; run `flextools train` again"
+    if not any(folder.iterdir()) or any(folder.glob("*.parquet")) or any(folder.glob("checkpoint-*")):
+        return f"{folder} has no {MANIFEST}: the score stage has not finished; run `flextools score` again"
+    return f"{folder} has no {MANIFEST}: it is no artifact; give a folder that `flextools score` or `train` wrote"
+
+
+def _make_again(folder: Path, kind: Any) -> str:
+    """What to do about an artifact that is not as it was written."""
+    if kind == "model":
+        return f"delete {folder} and run `flextools score` again"
+    if kind == "run":
+        return "train again into another --out"
+    return "run `flextools score` again with --overwrite" if kind == "plan" else "delete it and run `flextools score` again"
 
 
 def _parsed(path: Path) -> dict[str, Any]:

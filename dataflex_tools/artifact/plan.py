@@ -14,6 +14,7 @@ from dataflex_tools.artifact.card import CARD, dataset_card
 from dataflex_tools.artifact.files import (
     open_parquet,
     read_columns,
+    remove_leftovers,
     sync,
     temporary_for,
     with_metadata,
@@ -27,6 +28,7 @@ from dataflex_tools.artifact.manifest import (
     check_file,
     file_entry,
     read_manifest,
+    read_unchecked,
     verify_artifact,
     write_manifest,
 )
@@ -64,9 +66,10 @@ def write_plan(
     table = _table(selection, rows, {"kind": "plan", "method": facts["method"]})
     body = {"kind": "plan", "licence": "unknown", **facts}
     folder.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder.parent, folder.name)
     temporary = temporary_for(folder)
     try:
-        temporary.mkdir(exist_ok=True)
+        temporary.mkdir()
         write_table(temporary / SCORES, table, rows_per_group=_ROWS_PER_GROUP)
         write_bytes(temporary / CARD, dataset_card(body, table.schema, data_files=SCORES).encode())
         files = [file_entry(temporary, name) for name in (SCORES, CARD)]
@@ -145,10 +148,13 @@ def check_model(manifest: Mapping[str, Any], sha256: str, name: str) -> None:
 def check_tokenizer(manifest: Mapping[str, Any], sha256: str, template: str) -> None:
     """Raise ArtifactError unless the plan was made with this tokenizer and template."""
     made_with = manifest.get("tokenizer")
-    if made_with is not None and (made_with["sha256"], made_with["template"]) != (sha256, template):
+    if made_with is None:
+        return
+    pairs = {"tokenizer": (made_with["sha256"][:16], sha256[:16]), "template": (made_with["template"], template)}
+    if differing := [f"{name} {old}, found {new}" for name, (old, new) in pairs.items() if old != new]:
         raise ArtifactError(
-            f"the artifact was made with tokenizer {made_with['sha256'][:16]} and template {made_with['template']!r}, "
-            f"found {sha256[:16]} and {template!r}; use the same, or run `flextools score` again"
+            f"the artifact was made with {' and '.join(differing)}; use the same (--model, render.template), or run "
+            "`flextools score` with these"
         )
 
 
@@ -171,14 +177,42 @@ def _table(selection: Selection, rows: PlanRows, own: Mapping[str, Any]) -> pa.T
     return table.cast(with_metadata(table.schema, {"format": FORMAT, **own}))
 
 
-def _put_in_place(temporary: Path, folder: Path, manifest: dict[str, Any], overwrite: bool) -> dict[str, Any]:
-    sync(temporary)
+def check_out(folder: Path, *, overwrite: bool = False) -> None:
+    """Raise ArtifactError if a plan could not be written to `folder` for what it holds, whatever the plan's content.
+
+    That is: a file, a folder that cannot be made, files that no manifest lists, or an artifact that is no plan.
+    """
+    check_can_be_made(folder)
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if not (folder / MANIFEST).exists():
+        shown = ", ".join(sorted(path.name for path in folder.iterdir())[:3])
+        raise ArtifactError(f"{folder} holds something that is no artifact ({shown}); choose another --out")
+    current = read_unchecked(folder) if overwrite else read_manifest(folder)
+    if (kind := current.get("kind")) != "plan":
+        raise ArtifactError(f"{folder} holds an artifact of kind {kind!r}, which no plan replaces; choose another --out")
+    if overwrite:
+        _refuse_foreign_files(folder, current)
+
+
+def check_can_be_made(folder: Path) -> None:
+    """Raise ArtifactError unless `folder` is a folder, or can become one."""
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise ArtifactError(f"{folder} is not a folder; choose another --out")
+    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not above.is_dir():
+        raise ArtifactError(f"{folder} cannot be made: {above} is a file; choose another --out")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise ArtifactError(f"{folder} cannot be made: {above} is not writable; choose another --out")
+
+
+def _put_in_place(temporary: Path, folder: Path, manifest: dict[str, Any], overwrite: bool) -> dict[str, Any]:
+    sync(temporary)
+    check_can_be_made(folder)
     if not folder.exists() or not any(folder.iterdir()):
         os.rename(temporary, folder)
     else:
-        current = read_manifest(folder) if (folder / MANIFEST).exists() else None
+        current = read_unchecked(folder) if (folder / MANIFEST).exists() else None
         if current is not None and current.get("digest") == manifest["digest"] and not verify_artifact(folder):
             return current
         _refuse_or_replace(temporary, folder, current, overwrite)
@@ -187,11 +221,7 @@ def _put_in_place(temporary: Path, folder: Path, manifest: dict[str, Any], overw
 
 
 def _refuse_or_replace(temporary: Path, folder: Path, current: Mapping[str, Any] | None, overwrite: bool) -> None:
-    listed = {MANIFEST, *(entry["path"] for entry in current["files"])} if current else set()
-    present = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir() or p.is_symlink())
-    if foreign := [name for name in present if name not in listed]:
-        shown = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else "")
-        raise ArtifactError(f"{folder} holds files that no artifact lists ({shown}); choose another --out")
+    _refuse_foreign_files(folder, current)
     if not overwrite and current is not None:
         what = current.get("method") or current.get("signal") or ""
         raise ArtifactError(
@@ -206,3 +236,11 @@ def _refuse_or_replace(temporary: Path, folder: Path, current: Mapping[str, Any]
         os.rename(old, folder)
         raise
     shutil.rmtree(old)
+
+
+def _refuse_foreign_files(folder: Path, current: Mapping[str, Any] | None) -> None:
+    listed = {MANIFEST, *(entry["path"] for entry in current["files"])} if current else set()
+    present = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir() or p.is_symlink())
+    if foreign := [name for name in present if name not in listed]:
+        shown = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else "")
+        raise ArtifactError(f"{folder} holds files that no artifact lists ({shown}); choose another --out")

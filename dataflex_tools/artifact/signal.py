@@ -19,6 +19,7 @@ from dataflex_tools.artifact.files import (
     open_parquet,
     own_metadata,
     read_columns,
+    remove_leftovers,
     with_metadata,
     write_bytes,
     write_table,
@@ -137,8 +138,7 @@ class SignalStore:
         if (current := self._current_manifest(names)) is not None:
             return current
         self.folder.mkdir(parents=True, exist_ok=True)
-        for leftover in self.folder.glob(".part-*.tmp"):
-            leftover.unlink()
+        remove_leftovers(self.folder)
         body = {
             **fields, "kind": "signal", "signal": self.spec["kind"], "spec": self.spec,
             "spec_digest": self.spec_digest, "stats": {"rows": len(self), "parts": len(names)},

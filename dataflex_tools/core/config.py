@@ -23,11 +23,23 @@ def load_yaml(path: Path) -> dict[str, Any]:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"config file {path} does not exist") from None
-    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
-        raise ConfigError(f"config file {path} cannot be read: {' '.join(str(error).split())}") from None
+    except (IsADirectoryError, NotADirectoryError):
+        raise ConfigError(f"config file {path} is a folder or lies in a file; give a YAML or JSON file") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"config file {path} is not YAML: {_yaml_cause(error)}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"config file {path} is not text in UTF-8; give a YAML or JSON file") from None
     if not isinstance(value, dict):
-        raise ConfigError(f"config file {path} holds {type(value).__name__}, wanted a mapping of keys to values")
+        found = "is empty" if value is None else f"holds {type(value).__name__}"
+        raise ConfigError(f"config file {path} {found}, wanted a mapping of keys to values")
     return value
+
+
+def _yaml_cause(error: yaml.YAMLError) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
+    return " ".join(str(error).split())
 
 
 def apply_overrides(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -45,7 +57,7 @@ def apply_overrides(config: Mapping[str, Any], overrides: Sequence[str]) -> dict
         try:
             node[keys[-1]] = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise ConfigError(f"--set {item!r}: the value is not YAML: {' '.join(str(error).split())}") from None
+            raise ConfigError(f"--set {item!r}: the value is not YAML: {_yaml_cause(error)}") from None
     return result
 
 
@@ -62,7 +74,9 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
     """
     from pydantic import TypeAdapter, ValidationError
 
-    _check_keys(cls, values, where)
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where} holds {values!r}, wanted a mapping of keys to values")
+    check_keys(cls, values, where=where)
     try:
         return TypeAdapter(cls).validate_python(dict(values))
     except ValidationError as error:
@@ -70,11 +84,13 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
         if isinstance(cause := first.get("ctx", {}).get("error"), ConfigError):
             raise cause from None
         key = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))
-        found = "" if first["type"] == "missing" else f", found {first['input']!r}"
-        raise ConfigError(f"{where}: {key}: {first['msg']}{found}") from None
+        if first["type"] == "missing":
+            raise ConfigError(f"{where}: {key} is missing, and has no default; give it") from None
+        raise ConfigError(f"{where}: {key}: {first['msg']}, found {first['input']!r}") from None
 
 
-def _check_keys(cls: type, values: Mapping[str, Any], where: str) -> None:
+def check_keys(cls: type, values: Mapping[str, Any], *, where: str) -> None:
+    """Raise ConfigError, with the nearest name, for a key that the dataclass `cls` or one inside it does not have."""
     hints = typing.get_type_hints(cls)
     known = [field.name for field in dataclasses.fields(cls) if field.init]  # type: ignore[arg-type]
     for key, value in values.items():
@@ -83,7 +99,7 @@ def _check_keys(cls: type, values: Mapping[str, Any], where: str) -> None:
         for inner in _dataclasses_in(hints[key]):
             for item in value if isinstance(value, list | tuple) else [value]:
                 if isinstance(item, Mapping):
-                    _check_keys(inner, item, f"{where}: {key}")
+                    check_keys(inner, item, where=f"{where}: {key}")
 
 
 def _dataclasses_in(hint: Any) -> list[type]:
@@ -111,13 +127,18 @@ def require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def differing_names(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Dotted names of the keys in which two nested mappings differ, for messages."""
-    names = []
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """`name: old, now new` for each key in which two nested mappings differ, names dotted; for messages."""
+    found = []
     for key in sorted(before.keys() | now.keys()):
         old, new = before.get(key), now.get(key)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            names += [f"{key}.{inner}" for inner in differing_names(old, new)]
+            found += [f"{key}.{inner}" for inner in differences(old, new)]
         elif old != new:
-            names.append(key)
-    return names
+            found.append(f"{key}: {_short(old)}, now {_short(new)}")
+    return found
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:16]}..."

@@ -1,7 +1,9 @@
 """Errors a user can act on. Each message says what was found, what was wanted and what to do."""
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 
 
 class FlextoolsError(Exception):
@@ -20,10 +22,29 @@ class ArtifactError(FlextoolsError):
     """An artifact that is missing, unfinished, changed, or made from something else."""
 
 
+_SHOWN = 24  # names in one line
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A hint that ends an error line: the nearest known name, else all of them."""
     known = sorted(known)
-    near = get_close_matches(name, known, n=1, cutoff=0.5)
+    begun = sorted((item for item in known if name and item.startswith(name)), key=len)
+    near = begun or get_close_matches(name, known, n=1, cutoff=0.5)
     if near:
         return f"did you mean {near[0]!r}?"
-    return f"known: {', '.join(known)}" if known else "none exist"
+    more = f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
+    return f"known: {', '.join(known[:_SHOWN])}{more}" if known else "none exist"
+
+
+def near_path(path: Path) -> str:
+    """A hint for a path that does not exist: what its folder has instead, "" if nothing is near."""
+    folder = path.parent
+    names = {item.stem: item.name for item in sorted(folder.iterdir())} if folder.is_dir() else {}
+    near = get_close_matches(path.stem, names, n=1, cutoff=0.7)
+    return f"did you mean '{folder / names[near[0]]}'?" if near else ""
+
+
+def one_line(error: BaseException, *, limit: int = 200) -> str:
+    """The first sentence of a library's message, for the end of a line of ours."""
+    text = re.split(r"(?<!i\.e)(?<!e\.g)\. (?=[A-Z])", " ".join(str(error).split()))[0].rstrip(".")
+    return (text if len(text) <= limit else f"{text[:limit]}...") or type(error).__name__

@@ -35,7 +35,8 @@ class Budget:
 
     def __post_init__(self) -> None:
         given = [name for name in ("fraction", "num_samples", "num_tokens") if getattr(self, name) is not None]
-        require(len(given) == 1, f"budget: give exactly one of fraction, num_samples, num_tokens; got {given or 'none'}")
+        wanted = "give exactly one of --fraction, --num-samples, --num-tokens (budget.fraction, ...)"
+        require(len(given) == 1, f"budget: found {' and '.join(given) or 'none'}; {wanted}")
         require(self.unit in ("samples", "tokens"), f"budget.unit is {self.unit!r}, wanted 'samples' or 'tokens'")
         require(self.unit == "samples" or self.fraction is not None, "budget.unit has no effect without budget.fraction")
         if self.fraction is not None:
@@ -62,13 +63,18 @@ def select_rows(score_N: np.ndarray, num_tokens_N: np.ndarray, budget: Budget) -
     if budget.num_tokens is not None or budget.unit == "tokens":
         limit = budget.num_tokens or int(budget.fraction * num_tokens_N.sum())  # type: ignore[operator]
         if budget.num_tokens is not None and limit > num_tokens_N[order].sum():
-            raise ConfigError(f"budget asks for {limit:,} tokens, the pool has {int(num_tokens_N[order].sum()):,}")
+            most = int(num_tokens_N[order].sum())
+            raise ConfigError(f"budget asks for {limit:,} tokens, the pool has {most:,}; ask for at most {most:,}")
         count = int(np.searchsorted(np.cumsum(num_tokens_N[order]), limit, side="right"))
         if count == 0:
-            raise ConfigError(f"a budget of {limit:,} tokens is less than the best sample ({num_tokens_N[order[0]]:,})")
+            best = int(num_tokens_N[order[0]])
+            raise ConfigError(f"a budget of {limit:,} tokens is less than the {best:,} of the best sample; ask for more")
         return np.asarray(order[:count])
     # int() as in LESS's write_selected_data; the epsilon keeps 0.29 * 100 at 29
     wanted = budget.num_samples or max(1, int(budget.fraction * total + 1e-9))  # type: ignore[operator]
     if wanted > len(order):
-        raise ConfigError(f"budget asks for {wanted:,} samples, {len(order):,} of {total:,} rows can be selected")
+        raise ConfigError(
+            f"budget asks for {wanted:,} samples, {len(order):,} of {total:,} rows can be selected; ask for at most "
+            f"{len(order):,}"
+        )
     return np.asarray(order[:wanted])

@@ -51,13 +51,16 @@ def ingest(source: Source, path: str, cache: Path) -> tuple[pa.Table, SourceRepo
     `path` is how the user named the source. Memory does not grow with the source beyond 16 bytes a row.
     """
     spec, sha256 = source.spec, source.sha256()
-    file = cache / "corpus" / f"{digest(_address(spec, sha256))}.arrow"
+    file = cache / "corpus" / f"{digest(_address(spec, sha256) | {'reader': source.reader})}.arrow"
     facts_file = file.with_suffix(".json")
     if not (file.exists() and facts_file.exists()):
         reading = _Reading(source, path)
         write_ipc(file, SCHEMA, reading.batches())
         _write_facts(facts_file, reading)
-    facts = json.loads(facts_file.read_text(encoding="utf-8"))
+    try:
+        facts = json.loads(facts_file.read_text(encoding="utf-8"))
+    except ValueError:
+        raise DataError(f"cache file {facts_file} is damaged; delete it and run again") from None
     report = SourceReport(path=path, domain=spec.domain or source.name, sha256=sha256, **facts)
     return read_ipc(file), report
 
@@ -121,7 +124,7 @@ class _Reading:
             if isinstance(error, _MixedFormsError):
                 raise
             if not spec.skip_bad:
-                hint = "repair it, or set skip_bad to leave such rows out"
+                hint = "repair it, or leave such rows out with --skip-bad"
                 raise DataError(f"{self.path} row {number}: {error}; {hint}") from None
             self._bad(number, str(error))
             return None
@@ -137,7 +140,7 @@ class _Reading:
             raise _MixedFormsError(
                 f"{self.path} mixes record forms: row {self._first_number} is {self.form}, row {number} is "
                 f"{detect_form(record, spec.columns)} ({', '.join(renamed(record, spec.columns))}); "
-                "split the file, or set form to read every row as one form"
+                "split the file by form and give each with its own --data"
             )
 
     def _bad(self, number: int, message: str) -> None:
@@ -151,7 +154,7 @@ class _Reading:
             if self._seen and name not in self._seen:
                 raise DataError(f"{self.path}: no row has the column {name!r}; {did_you_mean(name, self._seen)}")
         if not self.ids:
-            why = f"; all {self.num_bad:,} rows are bad, {self.first_bad}" if self.num_bad else ""
+            why = f"; all {self.num_bad:,} rows are bad, {self.first_bad}" if self.num_bad else "; give one with records"
             raise DataError(f"{self.path} holds no record that can be used{why}")
         if self.num_bad:
             logger.warning("%s: %s bad rows left out, first: %s", self.path, f"{self.num_bad:,}", self.first_bad)

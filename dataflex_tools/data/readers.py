@@ -18,6 +18,28 @@ _BLOCK = 1 << 20  # characters read at once from a JSON array
 _ROWS = 1024  # rows decoded at once from a columnar file
 
 
+def looks_like(path: Path) -> str:
+    """What the first bytes of a file say it is, with the ending it should have, for messages."""
+    with path.open("rb") as handle:
+        head = handle.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+    if (known := [text for mark, text in _MARKS.items() if head.startswith(mark)]) and known:
+        return f"it looks like {known[0]}"
+    try:
+        head[:80].decode("utf-8")
+    except UnicodeDecodeError as error:
+        if error.end < 80:
+            return "it is no text"
+    return f"it begins with {_shown(head)}"
+
+
+_MARKS = {
+    b"PAR1": "Parquet: rename it to end in .parquet", b"ARROW1": "Arrow IPC: rename it to end in .arrow",
+    b"{": "JSON, one object per line: rename it to end in .jsonl", b"[": "a JSON array: rename it to end in .json",
+    b"\x1f\x8b": "gzip: unpack it", b"version https://git-lfs": "a Git LFS pointer: run `git lfs pull`",
+    b"<!DOCTYPE": "a web page: fetch the file itself", b"<html": "a web page: fetch the file itself",
+}  # fmt: skip
+
+
 def read_jsonl(path: Path, bad: Bad) -> Iterator[Record]:
     """(line number from 1, record) of a file with one JSON object per line; blank lines are passed over."""
     with path.open("rb") as handle:
@@ -25,8 +47,8 @@ def read_jsonl(path: Path, bad: Bad) -> Iterator[Record]:
             line = raw.removeprefix(b"\xef\xbb\xbf").strip() if number == 1 else raw.strip()
             if not line:
                 continue
-            if number == 1 and line.startswith(b"["):
-                raise DataError(f"{path} holds a JSON array, not one object per line; rename it to .json")
+            if number == 1 and not line.startswith(b"{") and line.startswith(tuple(_MARKS)):
+                raise DataError(f"{path} does not hold one JSON object per line; {looks_like(path)}")
             try:
                 value = json.loads(line.decode("utf-8"))
             except (ValueError, RecursionError) as error:
@@ -49,7 +71,7 @@ def read_json(path: Path, bad: Bad) -> Iterator[Record]:
     elif head.startswith(b"{") and (line.endswith(b"}") or not line.startswith(b"{")):
         yield from read_jsonl(path, bad)
     else:
-        raise DataError(f"{path} is neither a JSON array of records nor one JSON object per line: {_shown(head)}")
+        raise DataError(f"{path} is neither a JSON array of records nor one JSON object per line; {looks_like(path)}")
 
 
 def _read_array(path: Path, bad: Bad) -> Iterator[Record]:
@@ -117,6 +139,9 @@ def read_csv(path: Path, bad: Bad) -> Iterator[Record]:
     csv.field_size_limit(2**31 - 1)  # the default of 131,072 characters is less than many documents
     try:
         with path.open(encoding="utf-8-sig", newline="") as handle:
+            if handle.read(1) in ("{", "["):
+                raise DataError(f"{path} cannot be read as CSV: {looks_like(path)}")
+            handle.seek(0)
             reader = csv.DictReader(handle, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
             for number, row in enumerate(reader, start=1):
                 width = len(reader.fieldnames or ())
@@ -127,7 +152,7 @@ def read_csv(path: Path, bad: Bad) -> Iterator[Record]:
                     continue
                 yield number, dict(row)
     except (csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as CSV in UTF-8: {_cause(error)}") from None
+        raise DataError(f"{path} cannot be read as CSV in UTF-8 ({_cause(error)}); {looks_like(path)}") from None
 
 
 def read_parquet(path: Path, bad: Bad) -> Iterator[Record]:
@@ -136,7 +161,7 @@ def read_parquet(path: Path, bad: Bad) -> Iterator[Record]:
         with pq.ParquetFile(path) as file:
             yield from _rows(file.iter_batches(batch_size=_ROWS))
     except pa.ArrowInvalid as error:
-        raise DataError(f"{path} cannot be read as Parquet: {_cause(error)}") from None
+        raise DataError(f"{path} cannot be read as Parquet ({_first(error)}); {looks_like(path)}") from None
 
 
 def read_arrow(path: Path, bad: Bad) -> Iterator[Record]:
@@ -151,7 +176,7 @@ def read_arrow(path: Path, bad: Bad) -> Iterator[Record]:
             else:
                 yield from _rows(pa.ipc.open_stream(mapped))
     except pa.ArrowInvalid as error:
-        raise DataError(f"{path} cannot be read as Arrow IPC: {_cause(error)}") from None
+        raise DataError(f"{path} cannot be read as Arrow IPC ({_first(error)}); {looks_like(path)}") from None
 
 
 def _rows(batches: Iterator[pa.RecordBatch]) -> Iterator[Record]:
@@ -165,6 +190,10 @@ def _rows(batches: Iterator[pa.RecordBatch]) -> Iterator[Record]:
 
 def _cause(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def _first(error: Exception) -> str:
+    return _cause(error).split(". ")[0]
 
 
 def _shown(line: bytes) -> str:

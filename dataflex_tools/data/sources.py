@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dataflex_tools.core.config import require
-from dataflex_tools.core.errors import ConfigError, DataError, did_you_mean
+from dataflex_tools.core.errors import ConfigError, DataError, did_you_mean, near_path
 from dataflex_tools.core.fingerprint import digest, file_sha256
 from dataflex_tools.data.dataset_info import entry_settings
 from dataflex_tools.data.readers import READERS, Record
@@ -64,6 +64,11 @@ class Source(Protocol):
         """File stem, folder or dataset name."""
         ...
 
+    @property
+    def reader(self) -> str:
+        """What decides how the bytes are read: the ending of a file, "" for a dataset."""
+        ...
+
     def sha256(self) -> str:
         """SHA-256 of the bytes the records come from."""
         ...
@@ -81,6 +86,11 @@ class FileSource:
     name: str
     files: tuple[Path, ...]
 
+    @property
+    def reader(self) -> str:
+        """The ending that all files have."""
+        return self.files[0].suffix.lower()
+
     def sha256(self) -> str:
         """SHA-256 of the file, or of the names and SHA-256 of the files of a folder."""
         if len(self.files) == 1:
@@ -92,7 +102,7 @@ class FileSource:
         first = 0
         for file in self.files:
             if file.stat().st_size == 0:
-                raise DataError(f"{file} is empty (0 bytes)")
+                raise DataError(f"{file} is empty (0 bytes); give a file with at least one record")
             number = 0
             for number, record in READERS[file.suffix.lower()](file, self._bad(file, first, on_bad)):
                 yield first + number, record
@@ -101,7 +111,7 @@ class FileSource:
     def _bad(self, file: Path, first: int, on_bad: OnBad | None) -> OnBad:
         def told(number: int, message: str) -> None:
             if not self.spec.skip_bad:
-                raise DataError(f"{file} row {number} {message}; repair it, or set skip_bad to leave such rows out")
+                raise DataError(f"{file} row {number} {message}; repair it, or leave such rows out with --skip-bad")
             if on_bad is not None:
                 on_bad(first + number, message)
 
@@ -115,6 +125,11 @@ class DatasetSource:
     spec: SourceSpec
     name: str
     dataset: Any
+
+    @property
+    def reader(self) -> str:
+        """Its own."""
+        return ""
 
     def sha256(self) -> str:
         """SHA-256 of the Arrow files behind the dataset and its number of rows; of the rows if it lies in memory."""
@@ -152,6 +167,15 @@ def read_records(spec: SourceSpec, *, on_bad: OnBad | None = None) -> Iterator[t
     return open_source(spec).records(on_bad)
 
 
+def check_exists(spec: SourceSpec) -> None:
+    """Raise DataError for a path that is nothing here and cannot be a Hub id; costs no more than a look."""
+    path, info = Path(spec.path).expanduser(), Path(spec.path.rpartition(":")[0]).expanduser()
+    is_hub_id = _HUB_ID.fullmatch(spec.path) is not None and path.suffix.lower() not in READERS
+    if not (path.exists() or is_hub_id or (info.suffix == ".json" and info.exists())):
+        hint = near_path(path) or "wanted a file, a folder, or a Hub id of the form org/name"
+        raise DataError(f"source {spec.path} does not exist; {hint}")
+
+
 def open_source(spec: SourceSpec) -> Source:
     """The source behind a spec. Raises DataError if nothing is there, ConfigError if a setting has no effect on it."""
     path = Path(spec.path).expanduser()
@@ -164,7 +188,8 @@ def open_source(spec: SourceSpec) -> Source:
         return _open_folder(spec, path)
     if _HUB_ID.fullmatch(spec.path) and path.suffix.lower() not in READERS:
         return _open_dataset(spec, spec.path)
-    raise DataError(f"source {spec.path} does not exist; wanted a file, a folder, or a Hub id of the form org/name")
+    check_exists(spec)
+    raise DataError(f"source {path} is neither a file nor a folder")
 
 
 def _open_entry(spec: SourceSpec, info: Path, entry: str) -> Source:
@@ -208,6 +233,8 @@ def _open_folder(spec: SourceSpec, path: Path) -> Source:
 def _open_dataset(spec: SourceSpec, path: str) -> Source:
     import datasets
 
+    if Path(path).is_dir() and not any(Path(path).iterdir()):
+        raise DataError(f"source {path} is an empty folder; give one with {', '.join(READERS)} files")
     try:
         found = datasets.load_dataset(path, spec.subset, split=spec.split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:

@@ -88,8 +88,10 @@ def _render_named(conversation: dict[str, Any], tokenizer: Any, template: str) -
 
 def _render_auto(messages: list[dict[str, str]], tokenizer: Any, tools: Any) -> tuple[str, list[Span]]:
     if not tokenizer.chat_template:
-        names = ", ".join(repr(name) for name in TEMPLATES if name != "auto")
-        raise ConfigError(f"template is 'auto', and the tokenizer has no chat template of its own; name one of {names}")
+        names = " or ".join(repr(name) for name in TEMPLATES if name != "auto")
+        raise ConfigError(
+            f"template is 'auto', and the tokenizer has no chat template of its own; set render.template to {names}"
+        )
     text = _apply(messages, tokenizer, tools)
     if re.search(r"\{%-?\s*generation\b", tokenizer.get_chat_template(tools=tools)):
         return text, _marked_spans(messages, tokenizer, tools)

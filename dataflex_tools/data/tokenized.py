@@ -97,6 +97,10 @@ class Tokens:
         """Rows that have a loss, ascending, (B,) int64."""
         return np.flatnonzero(self.num_labels_N > 0).astype(np.int64)
 
+    def largest_id(self) -> int:
+        """The largest token id of all rows."""
+        return max(int(shard.input_ids.max()) for shard in self._shards)
+
     def _at(self, row: int) -> tuple[_Shard, int, int]:
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} is outside the {len(self):,} rows")

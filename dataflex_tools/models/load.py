@@ -9,9 +9,16 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from safetensors import SafetensorError, safe_open
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
-from dataflex_tools.core.errors import ConfigError, did_you_mean
+from dataflex_tools.core.errors import ConfigError, did_you_mean, near_path, one_line
 from dataflex_tools.core.fingerprint import digest, file_sha256
 from dataflex_tools.models.lora import seeded
 from dataflex_tools.models.settings import LoraSettings, ModelSettings
@@ -20,6 +27,8 @@ logger = logging.getLogger("flextools")
 
 # everything a model or tokenizer is loaded from; other formats of the same weights are left where they are
 _FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json",
+                    "sentencepiece.bpe.model")  # fmt: skip
 _OTHER_FORMATS = ("original/*", "onnx/*", "openvino/*", "coreml/*")
 
 
@@ -33,17 +42,22 @@ def local_folder(settings: ModelSettings) -> Path:
         if settings.revision is not None:
             raise ConfigError(f"model.revision {settings.revision!r} has no effect: {folder} is a folder")
         return folder
+    hint = ("" if folder.exists() else near_path(folder)) or "give a model's folder or a hub name"
     if folder.exists() or settings.path.count("/") > 1 or settings.path.startswith((".", "/", "~")):
-        raise ConfigError(f"model.path {settings.path} is not a folder; give a model's folder or a hub name")
+        raise ConfigError(f"model.path {settings.path} is not a folder; {hint}")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(settings.path, revision=settings.revision, allow_patterns=list(_FILES),
                                       ignore_patterns=list(_OTHER_FORMATS)))  # fmt: skip
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"model.path {settings.path} is no folder and cannot be had from the Hub: {reason}") from None
+    except LocalEntryNotFoundError:
+        raise ConfigError(
+            f"model.path {settings.path} is no folder, not in the Hub cache, and the Hub cannot be reached; {hint}"
+        ) from None
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = f"is no folder and cannot be had from the Hub: {one_line(error)}"
+        raise ConfigError(f"model.path {settings.path} {reason}; {hint}") from None
 
 
 def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerFast:
@@ -52,15 +66,20 @@ def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerFast:
     Raises ConfigError if there is none, it is slow, or nothing can pad.
     """
     folder = local_folder(settings)
+    if (folder / "config.json").is_file():
+        _config(settings)  # the tokenizer's loader reads it too, and would blame the tokenizer for a fault in it
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        raise ConfigError(f"{settings.path} has no tokenizer (tokenizer.json); save the model's tokenizer there")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=settings.trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ConfigError(f"{settings.path} has no tokenizer that loads: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"the tokenizer of {settings.path} cannot be loaded: {one_line(error)}; save it again") from None
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ConfigError(f"the tokenizer of {settings.path} is {type(tokenizer).__name__}; a fast one is needed")
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
-            raise ConfigError(f"the tokenizer of {settings.path} has neither a pad nor an end-of-text token; set one")
+            raise ConfigError(f"the tokenizer of {settings.path} has neither a pad nor an end-of-text token; set "
+                              "pad_token or eos_token in its tokenizer_config.json")  # fmt: skip
         tokenizer.pad_token = tokenizer.eos_token
         logger.info("%s has no pad token: padding with %r, never trained on", settings.path, tokenizer.eos_token)
     return tokenizer
@@ -106,35 +125,67 @@ def load_model(settings: ModelSettings) -> PreTrainedModel:
             model = AutoModelForCausalLM.from_config(config, **options)
     else:
         _weight_files(settings, folder)
-        try:
-            model = AutoModelForCausalLM.from_pretrained(folder, config=config, use_safetensors=True, **options)
-        except (OSError, ValueError, ImportError) as error:
-            raise ConfigError(f"{settings.path} cannot be loaded: {' '.join(str(error).split())}") from None
+        model = _from_weights(settings, folder, config, options)
     return cast(PreTrainedModel, model.eval())
+
+
+def _from_weights(settings: ModelSettings, folder: Path, config: Any, options: dict[str, Any]) -> Any:
+    """The model from its files. Raises ConfigError if a weight is missing or of another shape: it would be random."""
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder, config=config, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        raise ConfigError(f"{settings.path} cannot be loaded: {one_line(error)}") from None
+    absent = sorted(report["missing_keys"])
+    misfits = sorted(str(item if isinstance(item, str) else item[0]) for item in report["mismatched_keys"])
+    for names, fault in ((absent, "are not in its files"), (misfits, "have another shape in its files")):
+        if names:
+            raise ConfigError(
+                f"{settings.path}: {len(names)} weights that config.json asks for {fault}, e.g. {names[0]}; get "
+                "config.json and weights of the same model"
+            )
+    return model
 
 
 def check_model(settings: ModelSettings) -> None:
     """Raise ConfigError, before any weight is read, if the model or a LoRA target does not exist."""
     folder = local_folder(settings)
-    config = _config(settings)
+    model = empty_model(settings)
     if not settings.random_weights:
         _weight_files(settings, folder)
-    try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=settings.trust_remote_code)
-    except ValueError:
-        found = f"{settings.path} is a {config.model_type} model"
-        raise ConfigError(f"{found}; a causal language model is needed") from None
     head = model.get_output_embeddings()
     linear = [(name, module) for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
     _check_targets(settings.lora, [name for name, module in linear if module is not head])
+
+
+def empty_model(settings: ModelSettings) -> Any:
+    """The model without weights, on the meta device: its layers by name and shape, in milliseconds.
+
+    Raises ConfigError if it is no causal language model or `attn_implementation` cannot be had.
+    """
+    config = _config(settings)
+    options = {} if settings.attn_implementation is None else {"attn_implementation": settings.attn_implementation}
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=settings.trust_remote_code, **options)
+    except (ValueError, ImportError) as error:
+        if "Unrecognized configuration class" in str(error):
+            found = f"{settings.path} is a {config.model_type} model"
+            raise ConfigError(f"{found}; a causal language model is needed") from None
+        what = f" with model.attn_implementation {settings.attn_implementation!r}" if options else ""
+        raise ConfigError(f"{settings.path} cannot be used{what}: {one_line(error)}") from None
 
 
 def _check_targets(lora: LoraSettings, names: list[str]) -> None:
     targets = lora.target_modules
     leaves = {name.rpartition(".")[2] for name in names}
     if isinstance(targets, str):
-        if targets != "all-linear" and not any(re.fullmatch(targets, name) for name in names):
+        try:
+            pattern = re.compile(targets)
+        except re.error as error:
+            raise ConfigError(f"lora.target_modules {targets!r} is no regular expression: {error}") from None
+        if targets != "all-linear" and not any(pattern.fullmatch(name) for name in names):
             raise ConfigError(f"lora.target_modules {targets!r} matches no layer; {did_you_mean(targets, leaves)}")
         return
     for target in targets:
@@ -145,11 +196,11 @@ def _check_targets(lora: LoraSettings, names: list[str]) -> None:
 def _config(settings: ModelSettings) -> Any:
     folder = local_folder(settings)
     if not (folder / "config.json").is_file():
-        raise ConfigError(f"{settings.path} has no config.json: it is not a model's folder")
+        raise ConfigError(f"{settings.path} has no config.json: it is not a model's folder; give one")
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=settings.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"{settings.path}/config.json cannot be used: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{settings.path}/config.json cannot be used: {one_line(error)}") from None
 
 
 def _weight_files(settings: ModelSettings, folder: Path) -> list[Path]:
@@ -158,19 +209,26 @@ def _weight_files(settings: ModelSettings, folder: Path) -> list[Path]:
         shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         if absent := sorted(name for name in shards if not (folder / name).is_file()):
             raise ConfigError(f"{settings.path} lacks {len(absent)} of {len(shards)} weight files, e.g. {absent[0]}")
-        return [index, *(folder / name for name in sorted(shards))]
+        return [index, *(_readable(folder / name) for name in sorted(shards))]
     if not (folder / "model.safetensors").is_file():
         raise ConfigError(
             f"{settings.path} has no model.safetensors; save the model with safetensors, or set model.random_weights"
         )
-    return [folder / "model.safetensors"]
+    return [_readable(folder / "model.safetensors")]
+
+
+def _readable(path: Path) -> Path:
+    """`path`, once its header has been read: a cut download or a pointer file is found before any work."""
+    try:
+        with safe_open(path, framework="np"):
+            return path
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(f"{path} is no whole safetensors file ({one_line(error)}); fetch it again") from None
 
 
 def num_parameters(settings: ModelSettings) -> int:
     """Parameters of the model, counted without reading a weight."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(_config(settings), trust_remote_code=settings.trust_remote_code)
-    return sum(parameter.numel() for parameter in model.parameters())
+    return sum(parameter.numel() for parameter in empty_model(settings).parameters())
 
 
 def device() -> torch.device:

@@ -1,10 +1,11 @@
 """What each stage can be told. YAML keys, `--set` paths and manifest `config` entries are these fields."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
-from dataflex_tools.core.config import from_mapping, require
+from dataflex_tools.core.config import check_keys, from_mapping, require, to_mapping
 from dataflex_tools.core.errors import ConfigError, did_you_mean
 from dataflex_tools.core.plan import Budget
 from dataflex_tools.data.sources import SourceSpec, parse_source
@@ -20,7 +21,8 @@ class ScoreConfig:
     """`flextools score`: measure what `method` needs on `data` (and `target`) with `model`; write the plan to `out`.
 
     Signals, warm-ups and caches go beside `out`, so that the next method finds them. `settings` are the method's own;
-    `reference` is the artifact a control imitates; `drop_overlap` leaves pool rows that are also target rows unscored.
+    `reference` is the artifact a control imitates; `drop_overlap` leaves pool rows that are also target rows unscored,
+    for a control too, which has no other use for a target.
     """
 
     method: str
@@ -73,9 +75,21 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         require(len(self.data) > 0, "evaluate: data is empty; give --data FILE, FOLDER or HUB_NAME:SPLIT")
-        require(self.name.replace("-", "").replace("_", "").isalnum(), f"evaluate: name {self.name!r} is no file name")
+        require(
+            self.name.replace("-", "").replace("_", "").isalnum(),
+            f"evaluate: name {self.name!r} is no file name; use letters, digits, - and _",
+        )
+        require(self.name not in ("manifest", "run"), f"evaluate: name {self.name!r} is a file of the run; choose another")
+        require(self.token_budget is None or self.token_budget > 0,
+                f"evaluate: token_budget is {self.token_budget}, wanted a positive number")  # fmt: skip
 
 
+_HINTS = {
+    "method": "give --method NAME (`flextools methods` lists them)", "model": "give --model FOLDER or a hub name",
+    "data": "give --data FILE, FOLDER or HUB_NAME:SPLIT", "artifacts": "give --artifacts FOLDER of `flextools score`",
+    "out": "give --out FOLDER", "budget": "give budget: {fraction: 0.05}, or num_samples, or num_tokens",
+    "run": "give the folder of a run",
+}  # fmt: skip
 STAGES: dict[str, type] = {"score": ScoreConfig, "train": TrainConfig, "evaluate": EvaluateConfig}
 T = TypeVar("T")
 
@@ -92,10 +106,25 @@ def build(stage: str, values: Mapping[str, Any]) -> Any:
         values["model"] = {"path": values["model"]}
     if isinstance(values.get("artifacts"), str):
         values["artifacts"] = [values["artifacts"]]
+    check_keys(STAGES[stage], values, where=stage)
+    for item in fields(STAGES[stage]):
+        if item.default is MISSING and item.default_factory is MISSING and item.name not in values:
+            raise ConfigError(f"{stage}: {item.name} is missing; {_HINTS[item.name]}")
     config = from_mapping(STAGES[stage], values, where=stage)
     if stage == "score":
         _check_method(config)
     return config
+
+
+def recorded(config: ScoreConfig | TrainConfig) -> dict[str, Any]:
+    """What a result's manifest keeps as `config`: all settings but `out`, so that a moved result is the same result."""
+    stage = next(name for name, cls in STAGES.items() if isinstance(config, cls))
+    return {"stage": stage, **{key: value for key, value in to_mapping(config).items() if key != "out"}}
+
+
+def restored(folder: Path, config: Mapping[str, Any]) -> Any:
+    """The checked settings of the stage that made the result in `folder`, from its manifest's `config`."""
+    return build(config["stage"], {"out": str(folder), **{k: v for k, v in config.items() if k != "stage"}})
 
 
 def _as_specs(value: Any, where: str) -> list[SourceSpec]:
@@ -104,6 +133,8 @@ def _as_specs(value: Any, where: str) -> list[SourceSpec]:
     specs = []
     for item in items:
         item = parse_source(item) if isinstance(item, str) else item
+        if not isinstance(item, SourceSpec | Mapping):
+            raise ConfigError(f"{where} holds {item!r}, wanted a path, or a mapping with a path")
         specs.append(item if isinstance(item, SourceSpec) else from_mapping(SourceSpec, item, where=where))
     return specs
 
@@ -113,12 +144,17 @@ def _check_method(config: ScoreConfig) -> None:
     name = config.method
     if method.uses_target and not config.target:
         raise ConfigError(f"method {name!r} needs a target: give --target FILE with samples of what you want to improve")
-    if config.target and not method.uses_target:
-        raise ConfigError(f"method {name!r} uses no target; leave --target out")
+    if config.drop_overlap and not config.target:
+        raise ConfigError("drop_overlap has no effect without a target; give --target too, or leave --drop-overlap out")
+    if config.target and not method.uses_target and not config.drop_overlap:
+        raise ConfigError(f"method {name!r} uses no target; leave --target out, or leave its rows out with --drop-overlap")
     if method.uses_reference and config.reference is None:
         raise ConfigError(f"method {name!r} imitates another artifact: give --reference artifacts/less")
     if config.reference is not None and not method.uses_reference:
         raise ConfigError(f"method {name!r} uses no reference; leave --reference out")
+    for key in {key for need in method.needs() if need.kind == "gradient" for key in need.settings}:
+        if (given := getattr(config.gradient, key)) != getattr(GradientSettings(), key):
+            raise ConfigError(f"gradient.{key} {given!r} has no effect: method {name!r} sets it; use settings.{key}")
 
 
 def build_method(config: ScoreConfig) -> Any:

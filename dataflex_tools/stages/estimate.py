@@ -22,11 +22,11 @@ class Estimate:
     memory_bytes: int
 
 
-def estimate_score(config: ScoreConfig) -> Estimate:
+def estimate_score(config: ScoreConfig, *, overwrite: bool = False) -> Estimate:
     """Prepare as the stage would, in a cache that goes away, and add up. Writes nothing."""
     with inputs.cache_folder(Path(config.out).parent, is_dry=True) as cache:
-        prepared = prepare(config, cache)
-        is_there = is_done(prepared, overwrite=False)
+        prepared = prepare(config, cache, overwrite=overwrite)
+        is_there = is_done(prepared, overwrite=overwrite)
         parts = [_corpus_part(prepared.pool, "pool")]
         if prepared.target:
             parts.append(_corpus_part(prepared.target, "target"))

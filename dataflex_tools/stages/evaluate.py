@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 
 from dataflex_tools.artifact.files import write_bytes
-from dataflex_tools.artifact.manifest import MANIFEST, read_manifest
+from dataflex_tools.artifact.manifest import MANIFEST, check_file, read_manifest
+from dataflex_tools.core import dist
 from dataflex_tools.core.config import to_mapping
 from dataflex_tools.core.errors import ArtifactError, ConfigError
 from dataflex_tools.core.fingerprint import digest
+from dataflex_tools.data.sources import check_exists
 from dataflex_tools.models.settings import ModelSettings
 from dataflex_tools.stages import inputs
-from dataflex_tools.stages.config import EvaluateConfig, TrainConfig, build
+from dataflex_tools.stages.config import EvaluateConfig, TrainConfig, restored
 
 logger = logging.getLogger("flextools")
 
@@ -32,25 +34,54 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     run = Path(config.run)
     train, manifest = train_config(run)
     assert train.model is not None
+    for source in config.data:
+        check_exists(source)
+    check_run(run, train.model, manifest)
     side = open_side(config, train, Path(train.artifacts[0]).parent / "cache")
     address = digest(
         {"run": manifest["digest"], "corpus": side.corpus.fingerprint, "groups": side.tokens.group_N.tolist(),
          "names": side.tokens.group_names, "render": side.tokens.render_digest}
     )  # fmt: skip
     path = run / f"{config.name}.json"
-    if path.exists():
+    if dist.is_main() and not _is_there(path, address):
+        body = {"address": address, "config": {"stage": "evaluate", **to_mapping(config)}}
+        result = {**body, **_measure(run, train, train.model, side, config)}
+        write_bytes(path, (json.dumps(result, indent=2) + "\n").encode())
+    dist.barrier()
+    return _read_result(path)
+
+
+def _is_there(path: Path, address: str) -> bool:
+    if not path.exists():
+        return False
+    if _read_result(path).get("address") != address:
+        raise ArtifactError(f"{path} holds an evaluation of other data; choose another --name")
+    logger.info("reused: %s", path)
+    return True
+
+
+def _read_result(path: Path) -> dict[str, Any]:
+    try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        if found.get("address") == address:
-            logger.info("reused: %s", path)
-            return dict(found)
-        raise ArtifactError(f"{path} is an evaluation of other data; choose another --name")
-    result = {
-        "address": address,
-        "config": {"stage": "evaluate", **to_mapping(config)},
-        **_measure(run, train, train.model, side, config),
-    }
-    write_bytes(path, (json.dumps(result, indent=2) + "\n").encode())
-    return result
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ArtifactError(f"{path} holds something that is no evaluation; choose another --name, or remove it")
+    return found
+
+
+def check_run(run: Path, model: ModelSettings, manifest: Mapping[str, Any]) -> None:
+    """Raise ArtifactError unless the run's files and its base model are those the training ended with."""
+    from dataflex_tools.models.load import model_sha256
+
+    for entry in manifest["files"]:
+        if entry["path"].startswith("model/"):
+            check_file(run, manifest, entry["path"])
+    if (found := model_sha256(model)) != (wanted := manifest["model"]["sha256"]):
+        raise ArtifactError(
+            f"{run} was trained from {model.path} with weights {wanted[:16]}, the weights there are {found[:16]} now; "
+            "restore them, or train again into another --out"
+        )
 
 
 def open_side(config: EvaluateConfig, train: TrainConfig, cache: Path) -> inputs.Side:
@@ -59,17 +90,20 @@ def open_side(config: EvaluateConfig, train: TrainConfig, cache: Path) -> inputs
     assert train.model is not None
     assert render is not None
     corpus = inputs.read_corpus(config.data, cache, group="domain")
-    return inputs.tokenize(corpus, inputs.Tokenizer.of(train.model), render, cache)
+    tokenizer = inputs.Tokenizer.of(train.model)
+    side = inputs.tokenize(corpus, tokenizer, render, cache)
+    inputs.check_vocabulary(side, tokenizer, train.model)
+    return side
 
 
 def train_config(run: Path) -> tuple[TrainConfig, Mapping[str, Any]]:
     """(the settings a finished run was made with, its manifest). Raises ArtifactError if it is not finished."""
-    if not (run / MANIFEST).exists():
+    if run.exists() and not (run / MANIFEST).exists():
         raise ArtifactError(f"{run} has no {MANIFEST}: it is no finished run; finish it with `flextools train` first")
     manifest = read_manifest(run)
     if manifest["kind"] != "run":
         raise ArtifactError(f"{run} is an artifact of kind {manifest['kind']!r}, wanted a run of `flextools train`")
-    return build("train", {k: v for k, v in manifest["config"].items() if k != "stage"}), manifest
+    return restored(run, manifest["config"]), manifest
 
 
 def _measure(

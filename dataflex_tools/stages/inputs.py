@@ -11,12 +11,12 @@ from typing import Any, Literal
 import numpy as np
 
 from dataflex_tools.core import dist
-from dataflex_tools.core.errors import DataError
+from dataflex_tools.core.errors import ConfigError, DataError
 from dataflex_tools.core.signals import Samples
 from dataflex_tools.data.corpus import Corpus, open_corpus
 from dataflex_tools.data.sources import SourceSpec
 from dataflex_tools.data.tokenized import RenderSettings, Tokens, tokenize_corpus
-from dataflex_tools.models.load import load_tokenizer, tokenizer_sha256
+from dataflex_tools.models.load import empty_model, load_tokenizer, tokenizer_sha256
 from dataflex_tools.models.settings import ModelSettings
 
 logger = logging.getLogger("flextools")
@@ -120,13 +120,21 @@ def drop_target_rows(pool: Corpus, target: Corpus, *, drop: bool) -> Corpus:
 
 
 def tokenize(corpus: Corpus, tokenizer: Tokenizer, render: RenderSettings, cache: Path) -> Side:
-    """Tokenise once on rank 0, open everywhere."""
-    if not dist.is_main():
-        dist.barrier()
-    tokens = tokenize_corpus(corpus, tokenizer.value, render, cache, tokenizer_sha256=tokenizer.sha256)
-    if dist.is_main():
-        dist.barrier()
-    return Side(corpus, tokens)
+    """Tokenise what the cache lacks; ranks share the work through it."""
+    return Side(corpus, tokenize_corpus(corpus, tokenizer.value, render, cache, tokenizer_sha256=tokenizer.sha256))
+
+
+def check_vocabulary(side: Side, tokenizer: Tokenizer, model: ModelSettings) -> None:
+    """Raise ConfigError if a token of the data has no embedding in the model: the tokenizer belongs to another one."""
+    num_embeddings = empty_model(model).get_input_embeddings().num_embeddings
+    if len(tokenizer.value) <= num_embeddings:
+        return
+    largest = max(side.tokens.largest_id(), tokenizer.value.pad_token_id)
+    if largest >= num_embeddings:
+        raise ConfigError(
+            f"the data has token {largest} ({tokenizer.value.convert_ids_to_tokens(largest)!r}), {model.path} has "
+            f"embeddings for {num_embeddings} tokens; use the model's own tokenizer, or resize its embeddings"
+        )
 
 
 def require_labels(target: Side, cutoff_len: int) -> None:

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dataflex_tools.artifact.manifest import read_manifest
-from dataflex_tools.core.errors import DataError
-from dataflex_tools.data.corpus import open_corpus
-from dataflex_tools.stages.config import ScoreConfig, build
+from dataflex_tools.core.errors import FlextoolsError
+from dataflex_tools.data.corpus import open_corpus, overlap
+from dataflex_tools.stages.config import ScoreConfig, restored
 
 logger = logging.getLogger("flextools")
 
@@ -17,17 +17,15 @@ def texts_of(artifact: Path) -> Callable[[int], str] | None:
     manifest = read_manifest(artifact)
     if manifest["kind"] != "plan":
         return None
-    config: ScoreConfig = build("score", {k: v for k, v in manifest["config"].items() if k != "stage"})
     try:
+        config: ScoreConfig = restored(artifact, manifest["config"])
         corpus = open_corpus(config.data, artifact.parent / "cache", group="domain")
-    except DataError as error:
+        if config.drop_overlap:
+            target = open_corpus(config.target, artifact.parent / "cache", group="subtask")
+            corpus = corpus.without(overlap(corpus, target))
+    except FlextoolsError as error:  # a method of another installation, or data that is not on this machine
         logger.info("rows are shown without text: %s", error)
         return None
-    if config.drop_overlap:
-        from dataflex_tools.data.corpus import overlap
-
-        target = open_corpus(config.target, artifact.parent / "cache", group="subtask")
-        corpus = corpus.without(overlap(corpus, target))
     if corpus.fingerprint != manifest["corpus"]["fingerprint"]:
         logger.info("rows are shown without text: the corpus at %s has changed since", config.data[0].path)
         return None

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dataflex_tools.core import dist
 from dataflex_tools.core.config import apply_overrides, load_yaml
 from dataflex_tools.core.errors import ConfigError, did_you_mean
-from dataflex_tools.stages.config import STAGES, build
+from dataflex_tools.data.sources import check_exists
+from dataflex_tools.stages.config import STAGES, EvaluateConfig, TrainConfig, build
 
 logger = logging.getLogger("flextools")
 
@@ -26,12 +28,18 @@ def load_steps(path: Path, overrides: Sequence[str] = ()) -> list[Step]:
     """The stages of a recipe, all checked before the first one runs.
 
     A recipe is {common: {...}, stages: {name: {stage: score|train|evaluate, ...}}}; `common` keys reach every stage that
-    has them. A manifest (or run.json) with a `config` is a recipe of one stage. Raises ConfigError.
+    has them. The manifest of a plan or a run, or an evaluation, is a recipe of one stage, into its own folder unless
+    told otherwise; `overrides` are then that stage's keys. Raises ConfigError.
     """
+    if (path / "manifest.json").is_file():
+        path = path / "manifest.json"
     recipe = load_yaml(path)
     if isinstance(recipe.get("config"), Mapping) and "stage" in recipe["config"]:
-        name = recipe["config"]["stage"]
-        recipe = {"stages": {name: dict(recipe["config"])}}
+        return _recorded_step(path, recipe["config"], overrides)
+    elif "format" in recipe and "kind" in recipe:
+        raise ConfigError(
+            f"{path} is the manifest of a {recipe['kind']}, which is made on the way to a plan; give a plan's or a run's"
+        )
     recipe = apply_overrides(recipe, overrides)
     for key in recipe:
         if key not in ("common", "stages"):
@@ -41,10 +49,43 @@ def load_steps(path: Path, overrides: Sequence[str] = ()) -> list[Step]:
         raise ConfigError(f"recipe {path} has no stages; wanted stages: {{name: {{stage: score, ...}}}}")
     common = recipe.get("common") or {}
     _check_common(path, common)
-    return [_step(path, str(name), values, common) for name, values in stages.items()]
+    steps = [_step(path, str(name), values, common) for name, values in stages.items()]
+    _check_inputs(path, steps)
+    return steps
 
 
-def _check_common(path: Path, common: Mapping[str, Any]) -> None:
+def _recorded_step(path: Path, config: Mapping[str, Any], overrides: Sequence[str]) -> list[Step]:
+    """The one stage a result records."""
+    stage = config["stage"]
+    own = {} if stage == "evaluate" else {"out": str(path.parent)}
+    steps = [_step(path, str(stage), apply_overrides({**own, **config}, overrides), {})]
+    _check_inputs(path, steps)
+    return steps
+
+
+def _check_inputs(path: Path, steps: Sequence[Step]) -> None:
+    """Raise for what would stop a later stage and can be seen now: absent data, settings that cannot work here."""
+    from dataflex_tools.train.settings import check_training
+
+    made: list[str] = []
+    for step in steps:
+        for folder in _inputs_of(step):
+            if Path(folder) not in map(Path, made) and not Path(folder).exists():
+                hint = did_you_mean(folder, made) if made else "run the stage that makes it first"
+                raise ConfigError(
+                    f"recipe {path}: {step.name}: {folder} does not exist and no stage before makes it; {hint}"
+                )
+        for source in (*step.config.data, *getattr(step.config, "target", ())):
+            check_exists(source)
+        if isinstance(step.config, TrainConfig):
+            check_training(step.config.training, world_size=dist.world_size())
+        if not isinstance(step.config, EvaluateConfig):
+            made.append(step.config.out)
+
+
+def _check_common(path: Path, common: Any) -> None:
+    if not isinstance(common, Mapping):
+        raise ConfigError(f"recipe {path}: common holds {type(common).__name__}, wanted a mapping of keys to values")
     known = {name for cls in STAGES.values() for name in cls.__dataclass_fields__}
     for key in common:
         if key not in known:

@@ -8,19 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from dataflex_tools.artifact.manifest import MANIFEST, read_manifest
-from dataflex_tools.artifact.plan import PlanRows, check_corpus, load_plan, write_plan
+from dataflex_tools.artifact.manifest import MANIFEST, check_file, read_manifest, read_unchecked
+from dataflex_tools.artifact.plan import LoadedPlan, PlanRows, check_corpus, check_out, load_plan, write_plan
 from dataflex_tools.core import dist
-from dataflex_tools.core.config import differing_names, to_mapping
+from dataflex_tools.core.config import differences, to_mapping
 from dataflex_tools.core.errors import ArtifactError
 from dataflex_tools.core.fingerprint import digest
 from dataflex_tools.core.plan import Selection
 from dataflex_tools.core.rng import generator
 from dataflex_tools.core.signals import Rows, Signals
 from dataflex_tools.core.signals import Side as SideName
+from dataflex_tools.data.sources import check_exists
 from dataflex_tools.stages import inputs
-from dataflex_tools.stages.config import ScoreConfig, build_method
-from dataflex_tools.stages.signals import SignalJob, parent_of, plan_jobs, run_jobs
+from dataflex_tools.stages.config import ScoreConfig, build_method, recorded
+from dataflex_tools.stages.signals import SignalJob, check_measurable, check_space, parent_of, plan_jobs, run_jobs
 from dataflex_tools.stages.warmup import Warmup, find_warmup, make_warmup, warmup_spec
 
 logger = logging.getLogger("flextools")
@@ -40,6 +41,7 @@ class Prepared:
     warmup_spec: Mapping[str, Any] | None
     warmup: Warmup | None
     warmup_folder: Path | None
+    reference: LoadedPlan | None
 
     @property
     def sides(self) -> dict[str, inputs.Side]:
@@ -58,7 +60,7 @@ class Prepared:
             {"config": config, "settings": to_mapping(self.method.settings), "sides": sides, "subtasks": groups,
              "model": self.model_info["sha256"], "load": to_mapping(self.config.model.lora),
              "dtype": self.config.model.dtype, "render": self.pool.tokens.render_digest,
-             "reference": read_manifest(Path(self.config.reference))["digest"] if self.config.reference else None}
+             "reference": self.reference.manifest["digest"] if self.reference else None}
         )  # fmt: skip
 
     def jobs(self, warmup: Warmup) -> list[SignalJob]:
@@ -66,50 +68,94 @@ class Prepared:
         return plan_jobs(self.root, self.method.needs(), warmup, self.config.gradient, self.sides, self.model_info)
 
 
-def prepare(config: ScoreConfig, cache: Path) -> Prepared:
+def prepare(config: ScoreConfig, cache: Path, *, overwrite: bool = False) -> Prepared:
     """Read the corpora, tokenise them, check the model without loading it, look for what exists."""
-    from dataflex_tools.models.load import check_model, model_sha256
+    from dataflex_tools.models.load import model_sha256
 
     method, root = build_method(config), Path(config.out).parent
     needs_warmup = any(need.at_checkpoints for need in method.needs())
+    check_out(Path(config.out), overwrite=overwrite)
+    check_settings(config)
+    reference = load_plan(Path(config.reference)) if config.reference is not None else None
+    model_info = {"name": config.model.path, "sha256": model_sha256(config.model), "dtype": config.model.dtype}
     tokenizer = inputs.Tokenizer.of(config.model)
-    if needs_warmup:
-        check_model(config.model)
-    corpus = inputs.read_corpus(config.data, cache, group="domain")
     target = None
-    if config.target:
+    if config.target:  # small, and wrong more often than the pool: it goes first
         target_corpus = inputs.read_corpus(config.target, cache, group="subtask")
-        corpus = inputs.drop_target_rows(corpus, target_corpus, drop=config.drop_overlap)
         target = inputs.tokenize(target_corpus, tokenizer, config.render, cache)
         inputs.require_labels(target, config.render.cutoff_len)
+    corpus = inputs.read_corpus(config.data, cache, group="domain")
+    if target is not None:
+        corpus = inputs.drop_target_rows(corpus, target.corpus, drop=config.drop_overlap)
+    if reference is not None:
+        check_corpus(reference, corpus.fingerprint, corpus.ids_N16)
     pool = inputs.tokenize(corpus, tokenizer, config.render, cache)
-    model_info = {"name": config.model.path, "sha256": model_sha256(config.model), "dtype": config.model.dtype}
     spec = warmup = folder = None
     if needs_warmup:
+        for side in (pool, *([target] if target else [])):
+            inputs.check_vocabulary(side, tokenizer, config.model)
         spec = warmup_spec(config.model, model_info["sha256"], pool.tokens.render_digest, config.warmup)
         warmup, folder = find_warmup(root, spec, pool, config.warmup)
-    return Prepared(config, method, root, tokenizer, pool, target, model_info, spec, warmup, folder)
+    return Prepared(config, method, root, tokenizer, pool, target, model_info, spec, warmup, folder, reference)
+
+
+def check_settings(config: ScoreConfig) -> None:
+    """Raise for what can be seen to be wrong before any data is read: absent sources, model, LoRA targets, warm-up."""
+    from dataflex_tools.models.load import check_model
+    from dataflex_tools.train.settings import check_training
+
+    for source in (*config.target, *config.data):
+        check_exists(source)
+    needs = build_method(config).needs()
+    if any(need.at_checkpoints for need in needs):
+        check_training(config.warmup.training, world_size=dist.world_size(), where="warmup.training")
+        check_model(config.model)
+    if any(need.kind == "gradient" for need in needs):
+        check_measurable(config.model)
 
 
 def is_done(prepared: Prepared, *, overwrite: bool) -> bool:
-    """Whether `out` holds exactly this plan. Raises ArtifactError, before anything expensive, if it holds another thing."""
+    """Whether `out` holds exactly this plan. Raises ArtifactError, before anything expensive, if it holds another one."""
     out = Path(prepared.config.out)
     if not (out / MANIFEST).exists():
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise ArtifactError(f"{out} holds something that is no artifact; choose another --out")
         return False
-    found = read_manifest(out)
-    if found.get("address") == prepared.address:
-        return True
-    if overwrite:
-        return False
-    now = {"settings": to_mapping(prepared.method.settings), "config": to_mapping(prepared.config)}
-    differing = differing_names({key: found.get(key) or {} for key in now}, now)
-    what = ", ".join(name for name in differing if name != "config.stage") or "corpus, target or model content"
+    found = read_unchecked(out)
+    is_same = found.get("address") == prepared.address
+    try:
+        read_manifest(out)
+        for entry in found["files"] if is_same else ():
+            check_file(out, found, entry["path"])
+    except ArtifactError:
+        if overwrite:
+            return False
+        raise
+    if is_same or overwrite:
+        return is_same
     raise ArtifactError(
-        f"{out} holds another {found['kind']} ({found.get('method')}; differing: {what}); choose another --out, or give "
+        f"{out} holds another plan ({found['method']}; {_differing(found, prepared)}); choose another --out, or give "
         "--overwrite to replace it"
     )
+
+
+def _differing(found: Mapping[str, Any], prepared: Prepared) -> str:
+    """What makes the plan in `found` another one: settings with both values, contents by name."""
+    by_content = ("stage", "out", "licence", "data", "target", "reference")
+
+    def settings(config: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+        kept = {key: value for key, value in config.items() if key not in by_content}
+        model = {key: value for key, value in config["model"].items() if key not in ("path", "revision")}
+        return {**kept, "model": model, "settings": own}
+
+    now = settings(to_mapping(prepared.config), to_mapping(prepared.method.settings))
+    names = differences(settings(found["config"], found["settings"]), now)
+    targets = [(found["stats"].get("target") or {}).get("fingerprint")]
+    contents = {
+        "the pool's content": found["corpus"]["fingerprint"] == prepared.pool.corpus.fingerprint,
+        "the target's content": targets == [prepared.target.corpus.fingerprint if prepared.target else None],
+        "the model's weights": found["model"]["sha256"] == prepared.model_info["sha256"],
+    }
+    names += [name for name, is_equal in contents.items() if not is_equal]
+    return f"differing: {', '.join(names) or 'tokenizer, subtasks or reference'}"
 
 
 def score(config: ScoreConfig, *, overwrite: bool = False) -> dict[str, Any]:
@@ -117,8 +163,10 @@ def score(config: ScoreConfig, *, overwrite: bool = False) -> dict[str, Any]:
 
     Raises ArtifactError if `out` holds something else, unless `overwrite`.
     """
-    prepared = prepare(config, Path(config.out).parent / "cache")
-    if is_done(prepared, overwrite=overwrite):
+    prepared = prepare(config, Path(config.out).parent / "cache", overwrite=overwrite)
+    is_there = is_done(prepared, overwrite=overwrite)
+    dist.barrier()  # no rank writes before all have looked
+    if is_there:
         if dist.is_main():
             logger.info("reused: %s has this plan already", config.out)
         return read_manifest(Path(config.out))
@@ -126,8 +174,13 @@ def score(config: ScoreConfig, *, overwrite: bool = False) -> dict[str, Any]:
     if prepared.warmup_spec is not None:
         if warmup is not None and dist.is_main():
             logger.info("reused: warm-up %s", warmup.folder.name)
+        if warmup is None:
+            num_checkpoints = int(config.warmup.training.num_train_epochs)
+            num_rows = sum(len(prepared.sides[need.side].tokens.rows_with_labels()) for need in prepared.method.needs())
+            check_space(prepared.root, num_rows * num_checkpoints, config.gradient)
         warmup = warmup or _new_warmup(prepared)
         jobs = prepared.jobs(warmup)
+        check_space(prepared.root, sum(job.num_missing for job in jobs), config.gradient)
         run_jobs(prepared.root, jobs, config.model, warmup, prepared.tokenizer)
     if dist.is_main():
         selection = prepared.method.select(_signals(prepared, warmup, jobs), rng=generator(config.seed, config.method))
@@ -140,9 +193,7 @@ def _new_warmup(prepared: Prepared) -> Warmup:
     assert prepared.warmup_spec is not None
     assert prepared.warmup_folder is not None
     config = prepared.config
-    return make_warmup(
-        prepared.warmup_folder, prepared.warmup_spec, prepared.pool, config.model, config.warmup, to_mapping(config)
-    )
+    return make_warmup(prepared.warmup_folder, prepared.warmup_spec, prepared.pool, config.model, config.warmup)
 
 
 def _signals(prepared: Prepared, warmup: Warmup | None, jobs: list[SignalJob]) -> Signals:
@@ -154,16 +205,8 @@ def _signals(prepared: Prepared, warmup: Warmup | None, jobs: list[SignalJob]) -
         target=prepared.target.samples() if prepared.target else None,
         rows=rows,
         checkpoint_weight_C=warmup.weight_C if warmup else np.ones(1),
-        reference_score_N=_reference(prepared),
+        reference_score_N=prepared.reference.score_N if prepared.reference else None,
     )
-
-
-def _reference(prepared: Prepared) -> np.ndarray | None:
-    if prepared.config.reference is None:
-        return None
-    plan = load_plan(Path(prepared.config.reference))
-    check_corpus(plan, prepared.pool.corpus.fingerprint, prepared.pool.corpus.ids_N16)
-    return plan.score_N
 
 
 def _write(
@@ -171,8 +214,8 @@ def _write(
 ) -> None:
     config, pool = prepared.config, prepared.pool
     parents = ([warmup.parent(prepared.root)] if warmup else []) + [parent_of(prepared.root, job) for job in jobs]
-    if config.reference is not None:
-        parents.append({"path": config.reference, "digest": read_manifest(Path(config.reference))["digest"]})
+    if prepared.reference is not None:
+        parents.append({"path": str(prepared.reference.folder), "digest": prepared.reference.manifest["digest"]})
     target = {"target": prepared.target.info()} if prepared.target else {}
     facts = {
         "address": prepared.address,
@@ -183,7 +226,7 @@ def _write(
         "tokenizer": prepared.tokenizer.info(config.render),
         "parents": parents,
         "stats": {**_stats(selection, pool), **target},
-        "config": {"stage": "score", **to_mapping(config)},
+        "config": recorded(config),
         "licence": config.licence,
     }
     rows = PlanRows(pool.corpus.ids_N16, pool.corpus.group_N, pool.corpus.group_names, pool.tokens.num_tokens_N)

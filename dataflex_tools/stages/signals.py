@@ -1,6 +1,7 @@
 """Signals of both sides: what exists is opened, what is missing is measured."""
 
 import logging
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from dataflex_tools.artifact.manifest import MANIFEST, read_manifest
 from dataflex_tools.artifact.signal import SignalStore, signal_folder, vector_columns
 from dataflex_tools.core import dist
 from dataflex_tools.core.config import from_mapping, to_mapping
+from dataflex_tools.core.errors import ConfigError
 from dataflex_tools.core.signals import Need, Rows
 from dataflex_tools.models.settings import ModelSettings
 from dataflex_tools.score.settings import GradientSettings
@@ -90,6 +92,27 @@ def _num_parameters(checkpoint: Path) -> int:
 
     with safe_open(checkpoint / "adapter_model.safetensors", framework="np") as file:
         return sum(int(np.prod(file.get_slice(name).get_shape())) for name in file.keys())  # noqa: SIM118 - not a mapping
+
+
+def check_measurable(model: ModelSettings) -> None:
+    """Raise ConfigError, without reading a weight, if the adapter has no per-sample gradients (DoRA, embeddings)."""
+    from dataflex_tools.models.load import empty_model
+    from dataflex_tools.models.lora import add_lora
+    from dataflex_tools.score.capture import PerSampleGradients
+
+    PerSampleGradients(add_lora(empty_model(model), model.lora, seed=0), lambda name, grad_BP: None)
+
+
+def check_space(root: Path, num_rows: int, gradient: GradientSettings) -> None:
+    """Raise ConfigError if the disk has no room for `num_rows` more rows of signals."""
+    width = gradient.dim * (2 if gradient.storage == "float16" else 4)
+    above = next(path for path in (root, *root.absolute().parents) if path.exists())
+    needed, free = num_rows * width, shutil.disk_usage(above).free
+    if gradient.projection != "none" and needed > free:
+        raise ConfigError(
+            f"the signals need {needed / 2**20:,.1f} MiB, {above} has {free / 2**20:,.1f} MiB free; free some, choose "
+            f"another --out, or set gradient.dim below {gradient.dim}"
+        )
 
 
 def run_jobs(root: Path, jobs: Sequence[SignalJob], model: ModelSettings, warmup: Warmup, tokenizer: Tokenizer) -> None:

@@ -8,18 +8,28 @@ from typing import Any
 
 import numpy as np
 
+from dataflex_tools.artifact.files import list_visible, remove_leftovers
 from dataflex_tools.artifact.manifest import MANIFEST, file_entry, read_manifest, write_manifest
-from dataflex_tools.artifact.plan import LoadedPlan, check_corpus, check_model, check_tokenizer, load_plan
+from dataflex_tools.artifact.plan import (
+    LoadedPlan,
+    check_can_be_made,
+    check_corpus,
+    check_model,
+    check_tokenizer,
+    load_plan,
+)
 from dataflex_tools.core import dist
-from dataflex_tools.core.config import differing_names, to_mapping
+from dataflex_tools.core.config import differences, to_mapping
 from dataflex_tools.core.errors import ArtifactError, ConfigError
 from dataflex_tools.core.fingerprint import digest
 from dataflex_tools.core.plan import select_rows
+from dataflex_tools.data.sources import check_exists
 from dataflex_tools.data.tokenized import Tokens
 from dataflex_tools.models.settings import ModelSettings
 from dataflex_tools.sampler.plan_sampler import PlanSampler
 from dataflex_tools.stages import inputs
-from dataflex_tools.stages.config import ScoreConfig, TrainConfig, build
+from dataflex_tools.stages.config import ScoreConfig, TrainConfig, recorded, restored
+from dataflex_tools.train.settings import num_steps
 
 logger = logging.getLogger("flextools")
 
@@ -48,10 +58,11 @@ def resolved(config: TrainConfig) -> TrainConfig:
         raise ConfigError(
             f"artifacts {config.artifacts[0]} and {config.artifacts[1]} both fill the facet 'select'; give one"
         )
-    stored = dict(read_manifest(Path(config.artifacts[0]))["config"])
-    if stored.pop("stage", None) != "score":
-        raise ArtifactError(f"{config.artifacts[0]} is not a plan of the score stage; give a folder that `score` wrote")
-    score: ScoreConfig = build("score", stored)
+    manifest = read_manifest(Path(config.artifacts[0]))
+    if (kind := manifest["kind"]) != "plan" or manifest["config"].get("stage") != "score":
+        wanted = "wanted a plan; give a folder that `flextools score` wrote"
+        raise ArtifactError(f"{config.artifacts[0]} is an artifact of kind {kind!r}, {wanted}")
+    score: ScoreConfig = restored(Path(config.artifacts[0]), manifest["config"])
     return replace(
         config, model=config.model or score.model, data=config.data or score.data, render=config.render or score.render
     )
@@ -61,17 +72,25 @@ def prepare(config: TrainConfig, cache: Path) -> PreparedRun:
     """Open plan, corpus and tokenizer, compare them, and select; raises before the model is loaded."""
     from dataflex_tools.models.load import check_model as check_targets
     from dataflex_tools.models.load import model_sha256
-    from dataflex_tools.train.settings import training_arguments
+    from dataflex_tools.train.settings import check_training
 
     config = resolved(config)
     assert config.model is not None
     assert config.render is not None
+    _check_out(Path(config.out))
+    check_training(config.training, world_size=dist.world_size())
+    for source in config.data:
+        check_exists(source)
     plan = load_plan(Path(config.artifacts[0]))
+    if config.budget.num_tokens is None:  # tokens are counted below: their number depends on render.cutoff_len
+        num_steps(config.training, len(select_rows(plan.score_N, plan.num_tokens_N, config.budget)))
     sha256 = model_sha256(config.model)
     tokenizer = inputs.Tokenizer.of(config.model)
     if config.model.path == plan.manifest["config"]["model"]["path"]:
         # another model may follow the plan on purpose; the same name with other weights is a mistake
         check_model(plan.manifest, sha256, config.model.path)
+    elif sha256 != plan.manifest["model"]["sha256"] and dist.is_main():
+        logger.info("training %s on what was picked with %s", config.model.path, plan.manifest["model"]["name"])
     check_tokenizer(plan.manifest, tokenizer.sha256, config.render.template)
     if not config.full:
         check_targets(config.model)
@@ -79,13 +98,14 @@ def prepare(config: TrainConfig, cache: Path) -> PreparedRun:
     corpus = _without_dropped(corpus, plan, cache)
     check_corpus(plan, corpus.fingerprint, corpus.ids_N16)
     side = inputs.tokenize(corpus, tokenizer, config.render, cache)
+    inputs.check_vocabulary(side, tokenizer, config.model)
     rows = select_rows(plan.score_N, side.tokens.num_tokens_N, config.budget)
-    training_arguments(config.training, Path(config.out), num_rows=len(rows), world_size=dist.world_size())
+    num_steps(config.training, len(rows))
     body = {
         "plan": plan.manifest["digest"],
         "model": {"name": config.model.path, "sha256": sha256, "dtype": config.model.dtype},
         "tokenizer": tokenizer.info(config.render),
-        "config": {"stage": "train", **{k: v for k, v in to_mapping(config).items() if k != "out"}},
+        "config": recorded(config),
     }
     return PreparedRun(config, config.model, plan, side, tokenizer, rows, body)
 
@@ -94,12 +114,8 @@ def _without_dropped(corpus: Any, plan: LoadedPlan, cache: Path) -> Any:
     """The corpus as the score stage saw it: without target rows if it was told to drop them."""
     if not plan.manifest["config"]["drop_overlap"]:
         return corpus
-    target = inputs.read_corpus(build("score", _score_config(plan)).target, cache, group="subtask")
+    target = inputs.read_corpus(restored(plan.folder, plan.manifest["config"]).target, cache, group="subtask")
     return inputs.drop_target_rows(corpus, target, drop=True)
-
-
-def _score_config(plan: LoadedPlan) -> dict[str, Any]:
-    return {key: value for key, value in plan.manifest["config"].items() if key != "stage"}
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -112,6 +128,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     if is_done(prepared):
         if dist.is_main():
             logger.info("reused: %s is finished with these settings", out)
+            _remove_work(config)
         return read_manifest(out)
     if dist.is_main():
         logger.info(
@@ -123,11 +140,30 @@ def train(config: TrainConfig) -> dict[str, Any]:
     num_steps = _run(prepared, out)
     if dist.is_main():
         _write_manifest(prepared, out, num_steps)
-        shutil.rmtree(out / "journal", ignore_errors=True)
-        if config.training.save_steps == 0:  # nobody asked for checkpoints: they served a resume only
-            shutil.rmtree(out / "checkpoints", ignore_errors=True)
+        _remove_work(config)
     dist.barrier()
     return read_manifest(out)
+
+
+def _remove_work(config: TrainConfig) -> None:
+    """Remove what served a resume only, of this start and of killed ones."""
+    out = Path(config.out)
+    remove_leftovers(out)
+    shutil.rmtree(out / "journal", ignore_errors=True)
+    if config.training.save_steps == 0:  # nobody asked for checkpoints
+        shutil.rmtree(out / "checkpoints", ignore_errors=True)
+
+
+def _check_out(out: Path) -> None:
+    """Raise ArtifactError if `out` holds, or lies in, something that no run can go to."""
+    check_can_be_made(out)
+    if not out.exists() or not list_visible(out) or (out / "run.json").is_file():
+        return
+    if not (out / MANIFEST).exists():
+        shown = ", ".join(list_visible(out)[:3])
+        raise ArtifactError(f"{out} holds something that is no run ({shown}); choose another --out")
+    if (kind := read_manifest(out)["kind"]) != "run":
+        raise ArtifactError(f"{out} holds an artifact of kind {kind!r}, which no run replaces; choose another --out")
 
 
 def _root(config: TrainConfig) -> Path:
@@ -137,19 +173,15 @@ def _root(config: TrainConfig) -> Path:
 def is_done(prepared: PreparedRun) -> bool:
     """Whether `out` holds exactly this run, finished. Raises ArtifactError if it holds something else that is."""
     out = Path(prepared.config.out)
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return False
     if not (out / MANIFEST).exists():
-        if (out / "run.json").is_file():
-            return False  # begun: the training compares itself with what was started
-        raise ArtifactError(f"{out} holds something that is no run; choose another --out")
+        return False  # a run that was begun compares itself with how it was started
     found = read_manifest(out)
     if found.get("address") == prepared.address:
         return True
     known = {"plan": found["parents"][0]["digest"], **{k: found.get(k) for k in ("model", "tokenizer")}}
-    known["config"] = {k: v for k, v in found["config"].items() if k != "out"}
+    known["config"] = found["config"]
     raise ArtifactError(
-        f"{out} holds a run with other settings (differing: {', '.join(differing_names(known, prepared.body))}); choose "
+        f"{out} holds a run with other settings (differing: {', '.join(differences(known, prepared.body))}); choose "
         "another --out"
     )
 
@@ -187,7 +219,7 @@ def _write_manifest(prepared: PreparedRun, out: Path, num_steps: int) -> None:
             "tokenizer": prepared.body["tokenizer"],
             "parents": [{"path": prepared.config.artifacts[0], "digest": prepared.plan.manifest["digest"]}],
             "files": [file_entry(out, name) for name in names],
-            "config": {**prepared.body["config"], "out": prepared.config.out},
+            "config": prepared.body["config"],
             "stats": {
                 "selected_rows": len(prepared.rows),
                 "selected_tokens": int(tokens.num_tokens_N[prepared.rows].sum()),

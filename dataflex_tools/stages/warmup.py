@@ -1,6 +1,7 @@
 """The warm-up model: found if it exists, trained if not; an artifact of its own."""
 
 import logging
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dataflex_tools.artifact.manifest import file_entry, read_manifest, write_manifest
+from dataflex_tools.artifact.files import remove_leftovers
+from dataflex_tools.artifact.manifest import MANIFEST, check_file, file_entry, read_manifest, write_manifest
 from dataflex_tools.core import dist
 from dataflex_tools.core.config import to_mapping
 from dataflex_tools.core.fingerprint import digest, file_sha256
@@ -55,7 +57,7 @@ def rows_of(side: Side, settings: WarmupSettings) -> np.ndarray:
     labelled = side.tokens.rows_with_labels()
     seed = settings.training.seed
     rows = warmup_rows(side.tokens.ids_N16, labelled, fraction=settings.fraction, seed=seed)
-    num_steps(settings.training, len(rows))
+    num_steps(settings.training, len(rows), where="warmup.training")
     return rows
 
 
@@ -75,7 +77,7 @@ def find_warmup(root: Path, spec: Mapping[str, Any], side: Side, settings: Warmu
     ids_k16 = side.tokens.ids_N16[rows_of(side, settings)]
     exact = root / "models" / f"warmup-{digest({**spec, 'samples': [i.tobytes().hex() for i in ids_k16]})[:16]}"
     if (exact / "manifest.json").exists():
-        return Warmup(exact, read_manifest(exact)), exact
+        return _whole(Warmup(exact, read_manifest(exact))), exact
     known = {item.tobytes() for item in side.tokens.ids_N16}
     for folder in sorted((root / "models").glob("warmup-*")):
         if not (folder / "manifest.json").exists():
@@ -89,8 +91,15 @@ def find_warmup(root: Path, spec: Mapping[str, Any], side: Side, settings: Warmu
                     "warm-up %s was made on %d rows, the corpus now has %d: used, since warmup.max_growth=%s",
                     folder.name, rows_then, len(side.corpus), settings.max_growth,
                 )  # fmt: skip
-            return Warmup(folder, manifest), exact
+            return _whole(Warmup(folder, manifest)), exact
     return None, exact
+
+
+def _whole(warmup: Warmup) -> Warmup:
+    """The warm-up, once its files are seen to be as they were written. Raises ArtifactError otherwise."""
+    for entry in warmup.manifest["files"]:
+        check_file(warmup.folder, warmup.manifest, entry["path"])
+    return warmup
 
 
 def _sample_ids(folder: Path) -> list[bytes]:
@@ -98,26 +107,24 @@ def _sample_ids(folder: Path) -> list[bytes]:
     return [value.as_py() for value in column]
 
 
-def make_warmup(
-    folder: Path, spec: Mapping[str, Any], side: Side, model: ModelSettings, settings: WarmupSettings,
-    config: Mapping[str, Any],
-) -> Warmup:  # fmt: skip
+def make_warmup(folder: Path, spec: Mapping[str, Any], side: Side, model: ModelSettings, settings: WarmupSettings) -> Warmup:
     """Train it, or go on where a killed run stopped, and write its manifest."""
     from dataflex_tools.train.warmup import warm_up
 
     rows = rows_of(side, settings)
     checkpoints = warm_up(model, side.tokens, rows, settings, folder)
     if dist.is_main():
+        shutil.rmtree(folder / "run", ignore_errors=True)  # left by a kill after the last step
+        remove_leftovers(folder)
         ids = pa.array([item.tobytes() for item in side.tokens.ids_N16[rows]], pa.binary(16))
         pq.write_table(pa.table({"row": pa.array(rows, pa.int64()), "sample_id": ids}), folder / "samples.parquet")
-        paths = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and ".work" not in p.parts)
+        paths = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
         write_manifest(
             folder,
             {
                 "kind": "model",
                 "method": None,
                 "settings": dict(spec),
-                "config": config,
                 "corpus": side.info(),
                 "model": {"name": model.path, "sha256": spec["model"], "dtype": model.dtype},
                 "tokenizer": {"render": spec["render"]},

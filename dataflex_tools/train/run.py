@@ -104,10 +104,13 @@ def build_trainer(
     checkpoints, world_size = folder / "checkpoints", dist.world_size()
     arguments = training_arguments(settings, checkpoints, num_rows=sampler.num_rows, world_size=world_size)
     arguments.disable_tqdm = not sys.stderr.isatty()
-    _check_same_run(folder, _identity(tokens, sampler, settings, options))
+    identity = _identity(tokens, sampler, settings, options)
+    _check_same_run(folder, identity)
     pad_id = options.tokenizer.pad_token_id if options.tokenizer is not None else None
+    built = model if isinstance(model, nn.Module) else model()
+    _record_run(folder, identity)  # not before: a model that cannot be loaded leaves no folder
     trainer = PlanTrainer(
-        model if isinstance(model, nn.Module) else model(),
+        built,
         arguments,
         options.collator or PadCollator(pad_id or 0),
         TokensDataset(tokens),
@@ -142,15 +145,19 @@ def save_model(trainer: PlanTrainer, folder: Path, *, complete: Callable[[Path],
     if trainer.is_world_process_zero():
         shutil.rmtree(temporary, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
-    trainer.save_model(str(temporary))
-    trainer.accelerator.wait_for_everyone()
-    if trainer.is_world_process_zero():
-        (temporary / "training_args.bin").unlink(missing_ok=True)  # a pickle
-        _sort_targets(temporary / "adapter_config.json")
-        if complete is not None:
-            complete(temporary)
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
+    try:
+        trainer.save_model(str(temporary))
+        trainer.accelerator.wait_for_everyone()
+        if trainer.is_world_process_zero():
+            (temporary / "training_args.bin").unlink(missing_ok=True)  # a pickle
+            _sort_targets(temporary / "adapter_config.json")
+            if complete is not None:
+                complete(temporary)
+            shutil.rmtree(folder, ignore_errors=True)
+            temporary.rename(folder)
+    finally:
+        if trainer.is_world_process_zero():
+            shutil.rmtree(temporary, ignore_errors=True)  # what a full disk left
     trainer.accelerator.wait_for_everyone()
 
 
@@ -188,10 +195,13 @@ def _identity(tokens: "Tokens", sampler: PlanSampler, settings: TrainingSettings
 
 
 def _check_same_run(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Record what the run is started with; raise ConfigError if an earlier start recorded something else."""
+    """Raise ConfigError if an earlier start recorded something else."""
     path, now = folder / "run.json", json.loads(canonical_json(identity))
     if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            raise ConfigError(f"{path} was changed: it is not JSON; choose another --out, or remove the folder") from None
         names = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
         if names:
             shown = "; ".join(f"{name}: {_short(before.get(name))}, now {_short(now.get(name))}" for name in names[:5])
@@ -200,9 +210,14 @@ def _check_same_run(folder: Path, identity: Mapping[str, Any]) -> None:
                 "remove the folder"
             )
     dist.barrier()  # no rank writes before all have looked
+
+
+def _record_run(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Note what the run is started with, for a later start to compare itself with."""
     if dist.is_main():
         folder.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, json.dumps(now, indent=1, sort_keys=True).encode())
+        now = json.loads(canonical_json(identity))
+        write_bytes(folder / "run.json", json.dumps(now, indent=1, sort_keys=True).encode())
 
 
 def _short(value: Any) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dataflex_tools.core.config import require
-from dataflex_tools.core.errors import ConfigError, did_you_mean
+from dataflex_tools.core.errors import ConfigError, did_you_mean, one_line
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -110,15 +110,17 @@ class WarmupSettings:
         require(epochs == int(epochs), f"warmup.training.num_train_epochs is {epochs}, wanted whole epochs")
 
 
-def num_steps(settings: TrainingSettings, num_rows: int) -> int:
+def num_steps(settings: TrainingSettings, num_rows: int, *, where: str = "training") -> int:
     """Optimizer steps of a training over `num_rows` selected rows; the last batch is full, so it is rounded up.
 
-    Raises ConfigError if the rows do not fill one global batch.
+    Raises ConfigError if the rows do not fill one global batch; `where` is the settings' place, for the message.
     """
-    if num_rows < settings.global_batch_size:
+    size = settings.global_batch_size
+    if num_rows < size:
+        more = "select more" if where == "training" else f"raise {where.removesuffix('.training')}.fraction"
         raise ConfigError(
-            f"{num_rows} selected samples do not fill one global batch of {settings.global_batch_size}; select more, "
-            f"or set training.global_batch_size to at most {num_rows}"
+            f"{num_rows} selected samples do not fill one global batch of {size}; {more}, or set "
+            f"{where}.global_batch_size to at most {num_rows}"
         )
     if settings.max_steps > 0:
         return settings.max_steps
@@ -146,21 +148,25 @@ def micro_batches(settings: TrainingSettings, world_size: int) -> tuple[int, int
     return size, share // size
 
 
-def training_arguments(settings: TrainingSettings, folder: Path, *, num_rows: int, world_size: int) -> "TrainingArguments":
+def training_arguments(
+    settings: TrainingSettings, folder: Path, *, num_rows: int, world_size: int, where: str = "training"
+) -> "TrainingArguments":
     """The settings as transformers.TrainingArguments that write checkpoints to `folder`.
 
     Raises ConfigError for an unknown name in `extra` or a batch size that does not divide; needs no model.
     """
-    total, (micro_batch, accumulation) = num_steps(settings, num_rows), micro_batches(settings, world_size)
+    total, (micro_batch, accumulation) = num_steps(settings, num_rows, where=where), micro_batches(settings, world_size)
     if settings.deepspeed is not None and not Path(settings.deepspeed).is_file():
-        raise ConfigError(f"training.deepspeed: {settings.deepspeed} does not exist; give a DeepSpeed JSON file")
+        raise ConfigError(f"{where}.deepspeed: {settings.deepspeed} does not exist; give a DeepSpeed JSON file")
     import torch
-    from transformers import TrainingArguments
+    from transformers import SchedulerType, TrainingArguments
+    from transformers.training_args import OptimizerNames
 
     known = {f.name for f in dataclasses.fields(TrainingArguments) if f.init}
-    for name in settings.extra:
-        if name not in known:
-            raise ConfigError(f"training.extra has no setting {name!r}; {did_you_mean(name, known - set(_DECIDED))}")
+    _check_extra(settings, known, where)
+    for name, names in (("lr_scheduler_type", SchedulerType), ("optim", OptimizerNames)):
+        if (found := getattr(settings, name)) not in (options := [str(item.value) for item in names]):
+            raise ConfigError(f"{where}.{name} is {found!r}; {did_you_mean(found, options)}")
     fields: dict[str, Any] = {
         "output_dir": str(folder),
         "max_steps": total,
@@ -185,8 +191,46 @@ def training_arguments(settings: TrainingSettings, folder: Path, *, num_rows: in
     try:
         arguments = TrainingArguments(**fields)
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"training: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{where}: {one_line(error, limit=400)}") from None
     if arguments.train_batch_size != micro_batch:
         found = arguments.n_gpu
         raise ConfigError(f"one process sees {found} GPUs; start it with `torchrun --nproc_per_node {found} ...`")
     return arguments
+
+
+def _check_extra(settings: TrainingSettings, known: set[str], where: str) -> None:
+    from transformers import TrainingArguments
+
+    kinds = {f.name: f.type for f in dataclasses.fields(TrainingArguments)}
+    wanted: dict[Any, tuple[type, ...]] = {int: (int,), float: (int, float), bool: (bool,)}
+    for name, value in settings.extra.items():
+        if name not in known:
+            raise ConfigError(f"{where}.extra has no setting {name!r}; {did_you_mean(name, known - set(_DECIDED))}")
+        kind = kinds[name]
+        if kind in wanted and not isinstance(value, wanted[kind]):
+            raise ConfigError(f"{where}.extra.{name} is {value!r}, wanted {getattr(kind, '__name__', kind)}")
+
+
+def check_training(settings: TrainingSettings, *, world_size: int, where: str = "training") -> None:
+    """Raise ConfigError for settings that cannot work on this machine, whatever the model and the data.
+
+    An optimizer or tracker that is not installed, FSDP without several processes, and all that `training_arguments`
+    finds; a trainer would say so only once the model is loaded.
+    """
+    rows = settings.global_batch_size
+    arguments = training_arguments(settings, Path("unused"), num_rows=rows, world_size=world_size, where=where)
+    if settings.fsdp and world_size == 1:
+        raise ConfigError(f"{where}.fsdp shards a model over several processes; start it with `torchrun` or unset it")
+    from transformers import Trainer
+    from transformers.integrations import get_available_reporting_integrations
+
+    installed = get_available_reporting_integrations()
+    for name in settings.report_to:
+        if name not in (*installed, "all", "none"):
+            known = f"installed: {', '.join(installed)}" if installed else "no tracker is installed"
+            raise ConfigError(f"{where}.report_to: {name!r} is unknown or not installed; {known}")
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(arguments)
+    except (ImportError, ValueError) as error:
+        if arguments.optim_target_modules is None:  # those that have targets need the model
+            raise ConfigError(f"{where}.optim {settings.optim!r} cannot be used: {one_line(error)}") from None

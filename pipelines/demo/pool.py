@@ -1,8 +1,10 @@
 """Build the demo's instruction pool, its target and its held-out items: `python pipelines/demo/pool.py --out DIR`.
 
 Seven kinds of real text, one file a kind. The target stands for one kind, a known minority of the pool, so the share
-of that kind in a selection says how well the selection found it. Writes pool/<kind>.jsonl, target/<target kind>.jsonl,
-heldout/<kind>.jsonl and summary.json. The same Python and the same arguments give the same files.
+of that kind in a selection says how well the selection found it. tool_calls is an easy target: it looks like nothing
+else in the pool, and the longest 5 % of the items are already 82 % tool calls (measured), so compare with that; docs
+is a harder one. Writes pool/<kind>.jsonl, target/<target kind>.jsonl, heldout/<kind>.jsonl and summary.json. The same
+Python and the same arguments give the same files.
 """
 
 import argparse

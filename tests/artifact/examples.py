@@ -46,7 +46,7 @@ def measure(folder: Path, ids_N16: np.ndarray, *, part_rows: int = 4) -> SignalS
 
 
 def plan_fields(count: int = 12) -> dict[str, Any]:
-    """Selection, rows and facts of `write_plan` for a corpus of `count` rows in three domains, one empty; row 3 is excluded."""
+    """Selection, rows and facts of `write_plan`: `count` rows in three domains, one empty; row 3 is excluded."""
     ids_N16 = random_ids(count)
     score_N = np.linspace(-1, 1, count)
     score_N[3] = -np.inf

@@ -38,7 +38,7 @@ def test_what_is_written_out_reads_back_equal():
         ({"path": "x", "inner": {"sede": 1}}, r"stage: inner has no setting 'sede'; did you mean 'seed'\?"),
         ({"path": "x", "many": [{"sede": 1}]}, r"stage: many has no setting 'sede'"),
         ({"path": "x", "maybe": {"sede": 1}}, r"stage: maybe has no setting 'sede'"),
-        ({}, "stage: path: Field required"),
+        ({}, "stage: path is missing"),
         ({"path": "x", "inner": {"seed": "many"}}, r"stage: inner.seed: .*found 'many'"),
         ({"path": "x", "inner": {"rate": -1}}, r"^rate is -1.0, wanted a positive number$"),
     ],
@@ -64,7 +64,9 @@ def test_a_malformed_set_is_an_error(item):
         apply_overrides({"a": {"b": 1}}, [item])
 
 
-@pytest.mark.parametrize(("text", "message"), [(None, "does not exist"), ("a: [", "cannot be read"), ("- 1", "holds list")])
+@pytest.mark.parametrize(
+    ("text", "message"), [(None, "does not exist"), ("a: [", "is not YAML: line 1, column 5"), ("- 1", "holds list")]
+)
 def test_a_config_file_that_is_not_a_mapping_is_an_error(tmp_path, text, message):
     path = tmp_path / "c.yaml"
     if text is not None:

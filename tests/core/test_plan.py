@@ -33,7 +33,7 @@ def test_the_best_rows_within_the_budget_are_taken(budget, rows):
         ({"num_samples": 5}, "asks for 5 samples, 4 of 5 rows"),
         ({"fraction": 1.0}, "asks for 5 samples"),
         ({"num_tokens": 121}, "asks for 121 tokens, the pool has 120"),
-        ({"num_tokens": 19}, "less than the best sample"),
+        ({"num_tokens": 19}, "less than the 20 of the best sample"),
     ],
 )
 def test_more_than_exists_is_an_error(budget, message):

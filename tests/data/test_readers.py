@@ -79,7 +79,7 @@ BROKEN = [
     ("x.json", b'[{"a": "\xff\xfe"}]', "not UTF-8"),
     ("x.json", b"hello", "neither a JSON array"),
     ("x.json", b'{\n "data": [1]\n}', "neither a JSON array"),
-    ("x.jsonl", b"[1, 2]", "rename it to .json"),
+    ("x.jsonl", b"[1, 2]", "rename it to end in .json"),
     ("x.parquet", b"PAR0 no parquet at all", "cannot be read as Parquet"),
     ("x.arrow", b"no arrow at all, really not", "cannot be read as Arrow"),
     ("x.csv", b'a,b\n"1,2\n', "cannot be read as CSV"),

@@ -65,7 +65,7 @@ def test_completions_and_texts_end_with_the_end_token_and_begin_as_the_tokenizer
 
 
 def test_what_the_tokenizer_lacks_is_named():
-    with pytest.raises(ConfigError, match="no chat template of its own; name one of 'alpaca', 'chatml', 'plain'"):
+    with pytest.raises(ConfigError, match="no chat template of its own; set render.template to 'alpaca' or 'chatml'"):
         render(TWO_TURNS, byte_tokenizer(None), "auto")
     with pytest.raises(ConfigError, match="did you mean 'chatml'"):
         render(TWO_TURNS, byte_tokenizer(), "chatlm")

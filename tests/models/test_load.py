@@ -106,7 +106,7 @@ def test_tokenizer_without_pad_token_pads_with_the_end_of_text(tmp_path):
     with pytest.raises(ConfigError, match="neither a pad nor an end-of-text token"):
         loaded("none")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ConfigError, match="no tokenizer that loads"):
+    with pytest.raises(ConfigError, match="has no tokenizer"):
         load_tokenizer(settings_of(tmp_path / "empty"))
 
 
@@ -156,7 +156,7 @@ def test_hub_name_that_cannot_be_had_is_one_clear_line(monkeypatch, tmp_path):
         raise LocalEntryNotFoundError("no connection")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", absent)
-    with pytest.raises(ConfigError, match="no folder and cannot be had from the Hub: no connection"):
+    with pytest.raises(ConfigError, match="no folder, not in the Hub cache, and the Hub cannot be reached"):
         local_folder(ModelSettings(path="org/name"))
 
 

@@ -99,7 +99,8 @@ def test_no_library_item_of_the_pool_comes_from_a_held_out_module(demo: dict[str
     held_out = {i.turns[1] for i in demo["items"].code() if demo["items"].is_held_out(i.origin)}
     kept = {i.turns[1] for i in demo["items"].code() if not demo["items"].is_held_out(i.origin)}
     outputs = [json.loads(line)["output"] for line in (built / "pool/code.jsonl").open(encoding="utf-8")]
-    assert held_out and not set(outputs) & (held_out - kept)
+    assert held_out
+    assert not set(outputs) & (held_out - kept)
 
 
 def test_gold_call_leaves_out_what_may_be_left_out_and_takes_first_accepted_values(demo: dict[str, ModuleType]) -> None:
