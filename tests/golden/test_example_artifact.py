@@ -47,5 +47,5 @@ def test_other_tools_read_it_as_it_is(tmp_path: Path) -> None:
     loaded = datasets.load_dataset(str(FOLDER), cache_dir=str(tmp_path))["train"]
     np.testing.assert_array_equal(loaded["score"][:], score_N)
     np.testing.assert_array_equal(polars.read_parquet(FOLDER / "scores.parquet")["score"].to_numpy(), score_N)
-    (best,) = duckdb.sql(f"select row from '{FOLDER}/scores.parquet' order by score desc limit 1").fetchone()
+    ((best,),) = duckdb.sql(f"select row from '{FOLDER}/scores.parquet' order by score desc limit 1").fetchall()
     assert best == BEST[0]
