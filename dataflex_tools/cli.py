@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import sys
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -148,7 +149,8 @@ def evaluate(
     from dataflex_tools.stages.evaluate import evaluate as run_stage
 
     result = run_stage(settings)
-    typer.echo(json.dumps(result) if as_json else losses_table(result))
+    if dist.is_main():
+        typer.echo(json.dumps(result) if as_json else losses_table(result))
 
 
 @app.command()
@@ -163,7 +165,9 @@ def run(
 
     steps = load_steps(recipe, set_ or [])
     if dry_run:
-        typer.echo(describe_steps(steps, as_json=as_json))
+        text = describe_steps(steps, as_json=as_json)
+        if dist.is_main():
+            typer.echo(text)
         return
     results = run_steps(steps)
     if as_json and dist.is_main():
@@ -253,7 +257,8 @@ def _print_estimate(estimate: Any, *, as_json: bool) -> None:
 
     from dataflex_tools.report.tables import estimate_table
 
-    typer.echo(json.dumps(asdict(estimate)) if as_json else estimate_table(asdict(estimate)))
+    if dist.is_main():
+        typer.echo(json.dumps(asdict(estimate)) if as_json else estimate_table(asdict(estimate)))
 
 
 def start_logging() -> None:
@@ -273,6 +278,7 @@ def start_logging() -> None:
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
 
 
+_RANK_0_FIRST = 3.0  # seconds
 # typer has the class of all wrong options, but no public name for it
 _WrongOption = typer.BadParameter.__mro__[2]
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
@@ -317,7 +323,10 @@ def _wrong_machine(error: Exception) -> str:
 
 
 def _fail(message: str) -> NoReturn:
-    if dist.is_main():
-        typer.echo(f"error: {message}", err=True)
+    if not dist.is_main():
+        # what all ranks find, rank 0 says, and the launcher ends the others meanwhile
+        time.sleep(_RANK_0_FIRST)
+        message = f"rank {dist.rank()}: {message}"
+    typer.echo(f"error: {message}", err=True)
     dist.finish()
     sys.exit(2)

@@ -22,9 +22,11 @@ def barrier() -> None:
     """Wait for all ranks; returns at once in a single process. Starts the process group on first use."""
     if world_size() == 1:
         return
+    import torch
     from accelerate import PartialState
 
-    PartialState().wait_for_everyone()
+    # without the word on the CPU it takes each rank of a machine without accelerators for a process of its own
+    PartialState(cpu=not torch.accelerator.is_available()).wait_for_everyone()
 
 
 def finish() -> None:

@@ -4,23 +4,16 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
 from tests import tiny
 
 INSTRUMENT = Path(__file__).parent / "instrument"
 SCRIPT = Path(sys.executable).with_name("flextools")
-
-
-def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.e2e)
 
 
 def call(root: Path, *words: str, watch: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:

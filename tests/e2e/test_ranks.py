@@ -10,6 +10,7 @@ from dataflex_tools.artifact.manifest import verify_artifact
 from dataflex_tools.artifact.plan import load_plan
 from tests.e2e.conftest import SCRIPT, call, flextools, make_project
 
+pytestmark = pytest.mark.e2e
 TORCHRUN = (str(Path(sys.executable).with_name("torchrun")), "--nproc-per-node", "2", "--no-python", str(SCRIPT))
 # gradients are summed in another order over two ranks; Adam and float16 storage carry it on
 TWO_RANKS = {"rtol": 0, "atol": 1e-5}
