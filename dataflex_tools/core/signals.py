@@ -53,12 +53,16 @@ class ArrayRows:
 
 @dataclass(frozen=True)
 class Need:
-    """A signal a method asks for: its kind, on which side, with which settings, at each warm-up checkpoint or once."""
+    """A signal a method asks for: its kind, on which side, with which settings, at each warm-up checkpoint or once.
+
+    `of_chosen_rows`: measured after all other signals, for the rows that the method then names (`Selector.rows_needed`).
+    """
 
     kind: str
     side: Side
     settings: Mapping[str, Any] = field(default_factory=dict)
     at_checkpoints: bool = False
+    of_chosen_rows: bool = False
 
 
 @dataclass(frozen=True)
