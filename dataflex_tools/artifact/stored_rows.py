@@ -1,4 +1,4 @@
-"""Vectors of a corpus read back from the parts of a signal, one row group at a time."""
+"""Samples of a corpus found in the parts of a signal, and their vectors read back, one row group at a time."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +11,7 @@ import pyarrow as pa
 from dataflex_tools.artifact.files import open_parquet, own_metadata, read_columns
 from dataflex_tools.core.errors import ArtifactError
 
-# N samples of a corpus, B rows of a block, D columns of the value
+# N samples of a corpus, K of them measured, W wanted of a row group of G, B rows of a block, D columns of the value
 
 _BLOCK_BYTES = 8 * 2**20  # float32 values handed out at a time; stays in the cache, twice as fast as 32 MiB (measured)
 
@@ -31,18 +31,62 @@ class Part(NamedTuple):
         return len(self.ids_B16)
 
 
-class StoredRows:
-    """Implements `core.signals.Rows` over the parts of a signal; memory does not depend on N x D."""
+class Group(NamedTuple):
+    """One row group: corpus rows wanted of it, where each stands in it (duplicates share a place), and its columns."""
 
-    def __init__(self, parts: Sequence[Part], stored_N: np.ndarray, dim: int) -> None:
+    row_W: np.ndarray
+    local_W: np.ndarray
+    table: pa.Table
+
+
+class Places:
+    """Where the samples of a corpus stand in the parts of a signal."""
+
+    def __init__(self, parts: Sequence[Part], stored_N: np.ndarray) -> None:
         """`stored_N`: place of each corpus row among the rows of `parts` put end to end, -1 for none."""
-        self._parts, self._dim, self._num_samples = parts, dim, len(stored_N)
+        self._parts, self._num_samples = parts, len(stored_N)
         row_K = np.flatnonzero(stored_N >= 0)
         order_K = np.argsort(stored_N[row_K], kind="stable")
         self._row_K, self._stored_K = row_K[order_K], stored_N[row_K][order_K]
 
     def __len__(self) -> int:
         return self._num_samples
+
+    def groups(self, columns: Sequence[str]) -> Iterator[Group]:
+        """Each row group that holds a wanted row, in storage order.
+
+        Raises ArtifactError if a part was removed or replaced since the store was opened.
+        """
+        start = 0
+        for part in self._parts:
+            stop = start + part.num_rows
+            if self._range(start, stop):
+                with open_parquet(part.path) as file:
+                    if own_metadata(file, part.path).get("ids_digest") != part.ids_digest:
+                        raise ArtifactError(f"{part.path} was replaced while it was read; run `flextools score` again")
+                    first = start
+                    for group in range(file.num_row_groups):
+                        last = first + file.metadata.row_group(group).num_rows
+                        if wanted := self._range(first, last):
+                            table = read_columns(file, part.path, columns, group=group)
+                            chosen = slice(wanted.start, wanted.stop)
+                            yield Group(self._row_K[chosen], self._stored_K[chosen] - first, table)
+                        first = last
+            start = stop
+
+    def _range(self, start: int, stop: int) -> range:
+        low, high = np.searchsorted(self._stored_K, [start, stop])
+        return range(int(low), int(high))
+
+
+class StoredRows:
+    """Implements `core.signals.Rows` over the parts of a signal; memory does not depend on N x D."""
+
+    def __init__(self, places: Places, dim: int) -> None:
+        self._places, self._dim = places, dim
+
+    def __len__(self) -> int:
+        return len(self._places)
 
     @property
     def dim(self) -> int:
@@ -56,37 +100,15 @@ class StoredRows:
         the store was opened.
         """
         rows_per_block = max(1, _BLOCK_BYTES // (4 * max(1, self._dim)))
-        for start, wanted, table in _one_ahead(self._groups()):
-            raw_GD = _values(table).reshape(-1, self._dim)
-            norm_G = table.column("norm").to_numpy().astype(np.float32)
-            for low in range(wanted.start, wanted.stop, rows_per_block):
-                chosen = slice(low, min(low + rows_per_block, wanted.stop))
-                local_B = self._stored_K[chosen] - start
-                yield self._row_K[chosen], _unit(raw_GD[local_B]), norm_G[local_B]
-
-    def _groups(self) -> Iterator[tuple[int, range, pa.Table]]:
-        """(place of the group's first row, places wanted of it, its columns) of each row group with a wanted row."""
-        start = 0
-        for part in self._parts:
-            stop = start + part.num_rows
-            if self._range(start, stop):
-                with open_parquet(part.path) as file:
-                    if own_metadata(file, part.path).get("ids_digest") != part.ids_digest:
-                        raise ArtifactError(f"{part.path} was replaced while it was read; run `flextools score` again")
-                    first = start
-                    for group in range(file.num_row_groups):
-                        last = first + file.metadata.row_group(group).num_rows
-                        if wanted := self._range(first, last):
-                            yield first, wanted, read_columns(file, part.path, ["norm", "value"], group=group)
-                        first = last
-            start = stop
-
-    def _range(self, start: int, stop: int) -> range:
-        low, high = np.searchsorted(self._stored_K, [start, stop])
-        return range(int(low), int(high))
+        for group in one_ahead(self._places.groups(["norm", "value"])):
+            raw_GD = flat_values(group.table.column("value")).reshape(-1, self._dim)
+            norm_G = group.table.column("norm").to_numpy().astype(np.float32)
+            for low in range(0, len(group.row_W), rows_per_block):
+                local_B = group.local_W[low : low + rows_per_block]
+                yield group.row_W[low : low + rows_per_block], _unit(raw_GD[local_B]), norm_G[local_B]
 
 
-def _one_ahead(groups: Iterator[tuple[int, range, pa.Table]]) -> Iterator[tuple[int, range, pa.Table]]:
+def one_ahead(groups: Iterator[Group]) -> Iterator[Group]:
     """The same items; a thread makes the next one while the caller uses the last."""
     with ThreadPoolExecutor(1) as reader:
         following = reader.submit(next, groups, None)
@@ -95,8 +117,8 @@ def _one_ahead(groups: Iterator[tuple[int, range, pa.Table]]) -> Iterator[tuple[
             yield item
 
 
-def _values(table: pa.Table) -> np.ndarray:
-    column = table.column("value")
+def flat_values(column: pa.ChunkedArray) -> np.ndarray:
+    """The elements of a column of lists, one list after the other."""
     chunks = [chunk.flatten().to_numpy() for chunk in column.chunks]
     return chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
 
