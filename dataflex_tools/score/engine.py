@@ -49,7 +49,10 @@ class Signal(Protocol):
         ...
 
     def measure_batch(self, batch: dict[str, torch.Tensor]) -> Columns:
-        """One array per stored column but num_tokens, (B,) or (B, D), for a right-padded batch."""
+        """One array per stored column but num_tokens, (B,) or (B, D), for a right-padded batch.
+
+        `batch` is what `pad_batch` makes, with the corpus `rows` (B,) int64 and their `num_tokens` (B,) int64.
+        """
         ...
 
 
@@ -111,7 +114,9 @@ def _measure_part(signal: Signal, tokens: Tokens, rows_M: np.ndarray, backoff: B
     columns: Columns = {"num_tokens": num_tokens_M.astype(np.int32)}
 
     def call(rows_B: np.ndarray) -> Columns:
-        return signal.measure_batch(pad_batch(tokens, rows_B))
+        num_tokens_B = np.asarray(tokens.num_tokens_N)[rows_B].astype(np.int64)
+        facts = {"rows": torch.from_numpy(rows_B), "num_tokens": torch.from_numpy(num_tokens_B)}
+        return signal.measure_batch({**pad_batch(tokens, rows_B), **facts})
 
     for batch in token_batches(num_tokens_M, signal.token_budget):
         for positions, result in backoff.run(call, rows_M[batch], num_tokens_M[batch]):

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from dataflex_tools.data.tokenized import IGNORED
-from dataflex_tools.score.batches import Measurable, pad_batch, token_batches
+from dataflex_tools.score.batches import Measurable, model_inputs, pad_batch, token_batches
 
 # B samples of a batch, T tokens, S label positions in the batch, V vocabulary, N rows asked for
 
@@ -28,7 +28,7 @@ def per_sample_loss(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> t
     num_B = (target_BT != IGNORED).sum(1)
     device = next(model.parameters()).device
     target_S, index_S = target_BT.flatten()[index_S].to(device), index_S.to(device)
-    inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
+    inputs = model_inputs(batch, device)
     if len(index_S) == 0:
         return torch.zeros(len(labels_BT), device=device), num_B.to(device)
     with _head_only_at(model, index_S) as is_picked:

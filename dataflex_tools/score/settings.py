@@ -31,3 +31,38 @@ class GradientSettings:
         """The settings the numbers depend on; batch and file sizes change nothing beyond rounding."""
         address: dict[str, Any] = {"projection": self.projection, "adam": self.adam, "storage": self.storage}
         return address if self.projection == "none" else address | {"dim": self.dim, "seed": self.seed}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingSettings:
+    """How samples are embedded: by the scored model's hidden states, or by a sentence-transformers `model` (folder or Hub
+    name), which embeds text and pools in its own way.
+
+    `pooling` (None: mean) and `layer` (None: the last; 0 is the input embeddings) are of hidden states. `token_budget`:
+    padded tokens of a batch, None for 2,048 on a CPU and 16,384 on a GPU. `part_rows`: samples a file.
+    """
+
+    model: str | None = None
+    pooling: Literal["mean", "last", "weighted_mean"] | None = None
+    layer: int | None = None
+    storage: Literal["float16", "float32"] = "float16"
+    token_budget: int | None = None
+    part_rows: int = 4096
+
+    def __post_init__(self) -> None:
+        require(self.model != "", "embedding.model is empty; give a folder or a hub name, or leave it out")
+        for name in ("pooling", "layer"):
+            value = getattr(self, name)
+            require(self.model is None or value is None,
+                    f"embedding.{name} {value!r} has no effect with embedding.model {self.model}, which pools in its own "
+                    "way; leave one of them out (a method may ask for a pooling)")  # fmt: skip
+        require(self.token_budget is None or self.token_budget > 0,
+                f"embedding.token_budget is {self.token_budget}, wanted a positive number")  # fmt: skip
+        require(self.part_rows > 0, f"embedding.part_rows is {self.part_rows}, wanted a positive number")
+
+    def address(self) -> dict[str, Any]:
+        """The settings the numbers depend on; the weights of `model` are addressed by their hash, not by its name."""
+        if self.model is not None:
+            return {"encoder": "sentence-transformers", "storage": self.storage}
+        layer = -1 if self.layer is None else self.layer
+        return {"encoder": "hidden states", "pooling": self.pooling or "mean", "layer": layer, "storage": self.storage}
