@@ -49,7 +49,8 @@ class Signal(Protocol):
         ...
 
     def measure_batch(self, batch: dict[str, torch.Tensor]) -> Columns:
-        """One array per stored column but num_tokens, (B,) or (B, D), for a right-padded batch.
+        """One array per stored column but num_tokens, for a right-padded batch: (B,) numbers, (B, D) vectors, or lists as
+        (B,) objects that are arrays.
 
         `batch` is what `pad_batch` makes, with the corpus `rows` (B,) int64 and their `num_tokens` (B,) int64.
         """
@@ -130,6 +131,8 @@ def _measure_part(signal: Signal, tokens: Tokens, rows_M: np.ndarray, backoff: B
 
 
 def _check_finite(kind: str, name: str, value_B: np.ndarray, rows_B: np.ndarray) -> None:
+    if value_B.dtype == object:  # of each list its first number that is not finite
+        value_B = np.array([next(iter(list_[~np.isfinite(list_)]), 0.0) for list_ in value_B])
     bad = np.flatnonzero(~np.isfinite(value_B))
     if len(bad):
         raise DataError(

@@ -66,3 +66,68 @@ class EmbeddingSettings:
             return {"encoder": "sentence-transformers", "storage": self.storage}
         layer = -1 if self.layer is None else self.layer
         return {"encoder": "hidden states", "pooling": self.pooling or "mean", "layer": layer, "storage": self.storage}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossSignalSettings:
+    """How mean losses are measured: nothing to choose but sizes. `token_budget`: padded tokens of a batch, None for 2,048 on
+    a CPU and 32,768 on a GPU. `part_rows`: samples a file.
+    """
+
+    token_budget: int | None = None
+    part_rows: int = 1024
+
+    def __post_init__(self) -> None:
+        _require_sizes("loss", self.token_budget, self.part_rows)
+
+    def address(self) -> dict[str, Any]:
+        """The settings the numbers depend on: none."""
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenLossSignalSettings:
+    """How the loss of every label token is measured and stored; `token_budget` and `part_rows` as for the mean loss."""
+
+    storage: Literal["float16", "float32"] = "float16"
+    token_budget: int | None = None
+    part_rows: int = 1024
+
+    def __post_init__(self) -> None:
+        _require_sizes("token_loss", self.token_budget, self.part_rows)
+
+    def address(self) -> dict[str, Any]:
+        """The settings the numbers depend on."""
+        return {"storage": self.storage}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZerothSignalSettings:
+    """Along which random directions in weight space losses are differenced: `num_directions` of them, decided by `seed`,
+    over the `trainable` parameters or over `all`, a step of `eps` to each side.
+
+    `token_budget` as for losses; `part_rows`: samples a file.
+    """
+
+    num_directions: int = 16
+    eps: float = 1e-3
+    seed: int = 0
+    parameters: Literal["trainable", "all"] = "trainable"
+    storage: Literal["float16", "float32"] = "float16"
+    token_budget: int | None = None
+    part_rows: int = 512
+
+    def __post_init__(self) -> None:
+        require(self.num_directions > 0, f"zeroth.num_directions is {self.num_directions}, wanted a positive number")
+        require(0 < self.eps < float("inf"), f"zeroth.eps is {self.eps}, wanted a positive number")
+        _require_sizes("zeroth", self.token_budget, self.part_rows)
+
+    def address(self) -> dict[str, Any]:
+        """The settings the numbers depend on."""
+        names = ("num_directions", "eps", "seed", "parameters", "storage")
+        return {name: getattr(self, name) for name in names}
+
+
+def _require_sizes(kind: str, token_budget: int | None, part_rows: int) -> None:
+    require(token_budget is None or token_budget > 0, f"{kind}.token_budget is {token_budget}, wanted a positive number")
+    require(part_rows > 0, f"{kind}.part_rows is {part_rows}, wanted a positive number")
