@@ -88,13 +88,13 @@ class Backoff:
             todo += [positions[half:], positions[:half]]
 
 
-def measure(signal: Signal, tokens: Tokens, store: SignalStore, *, title: str) -> int:
-    """Measure what `store` lacks of the labelled samples of `tokens`; the number of samples measured by all ranks.
+def measure(signal: Signal, tokens: Tokens, store: SignalStore, *, title: str, rows: np.ndarray | None = None) -> int:
+    """Measure what `store` lacks of `rows` (all labelled ones if not given); the number of samples measured by all ranks.
 
     Duplicates are measured once. Rank r of R takes every R-th part. The store is refreshed but not finished.
     Raises DataError naming the row whose measurement is not finite.
     """
-    labelled = tokens.rows_with_labels()
+    labelled = tokens.rows_with_labels() if rows is None else rows
     missing = labelled[store.missing(tokens.ids_N16[labelled])]
     parts = store.plan_parts(tokens.ids_N16[missing], signal.part_rows)
     dist.barrier()  # all ranks have planned before any part appears

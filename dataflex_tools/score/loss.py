@@ -3,6 +3,8 @@
 The loss of an answer alone (IFD) is the same signal over tokens rendered with `RenderSettings(answer_only=True)`.
 """
 
+from typing import Literal
+
 import numpy as np
 import pyarrow as pa
 import torch
@@ -14,6 +16,16 @@ from dataflex_tools.score.losses import label_losses, measuring, summed
 from dataflex_tools.score.settings import LossSignalSettings, TokenLossSignalSettings
 
 # B samples of a batch, S label tokens in the batch
+
+
+_COUNTS = [pa.field("num_tokens", pa.int32()), pa.field("num_labels", pa.int32())]
+# loss: nats per label token; loss_sum: nats
+LOSS_COLUMNS = pa.schema([*_COUNTS, ("loss", pa.float64()), ("loss_sum", pa.float64())])
+
+
+def token_loss_columns(storage: Literal["float16", "float32"]) -> pa.Schema:
+    """num_tokens, num_labels and token_loss (a list with num_labels numbers)."""
+    return pa.schema([*_COUNTS, list_column("token_loss", storage)])
 
 
 class LossSignal(ForwardSignal):
@@ -30,8 +42,7 @@ class LossSignal(ForwardSignal):
     @property
     def columns(self) -> pa.Schema:
         """num_tokens, num_labels, loss (nats per label token) and loss_sum (nats)."""
-        counts = [("num_tokens", pa.int32()), ("num_labels", pa.int32())]
-        return pa.schema([*counts, ("loss", pa.float64()), ("loss_sum", pa.float64())])
+        return LOSS_COLUMNS
 
     def measure_batch(self, batch: dict[str, torch.Tensor]) -> Columns:
         """num_labels: (B,) int32; loss, loss_sum: (B,) float64."""
@@ -55,9 +66,8 @@ class TokenLossSignal(ForwardSignal):
 
     @property
     def columns(self) -> pa.Schema:
-        """num_tokens, num_labels and token_loss (a list with num_labels numbers)."""
-        counts = [pa.field("num_tokens", pa.int32()), pa.field("num_labels", pa.int32())]
-        return pa.schema([*counts, list_column("token_loss", self._storage)])
+        """Those of `token_loss_columns`."""
+        return token_loss_columns(self._storage)
 
     def measure_batch(self, batch: dict[str, torch.Tensor]) -> Columns:
         """num_labels: (B,) int32; token_loss: (B,) arrays in the storage type."""

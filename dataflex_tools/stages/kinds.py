@@ -48,8 +48,7 @@ class Kind:
     @property
     def settings(self) -> Any:
         """The stage's settings of this kind with what the method asks for on top."""
-        base = getattr(self.context.config, self.name)
-        return from_mapping(type(base), {**to_mapping(base), **self.need.settings}, where=self.name)
+        return settings_of(self.need, self.context.config)
 
     def spec(self) -> dict[str, Any]:
         """Everything the numbers depend on."""
@@ -191,15 +190,6 @@ class RewardGradientKind(Kind):
     name = "reward_gradient"
 
     @property
-    def settings(self) -> Any:
-        """Those of answers and rewards; the reward has no default."""
-        if self.context.config.reward_gradient is None:
-            raise ConfigError(
-                "a reward is needed: --set reward_gradient.reward.kind=exact_match (rouge_l, function, model, endpoint)"
-            )
-        return self.context.config.reward_gradient
-
-    @property
     def _gradient(self) -> Any:
         return replace(self.context.config.gradient, adam="none")
 
@@ -234,6 +224,19 @@ KINDS: dict[str, type[Kind]] = {
     "gradient": GradientKind, "loss": LossKind, "loss_alone": LossAloneKind, "token_loss": TokenLossKind,
     "embedding": EmbeddingKind, "zeroth": ZerothKind, "reward_gradient": RewardGradientKind,
 }  # fmt: skip
+
+
+def settings_of(need: Need, config: ScoreConfig) -> Any:
+    """The stage's settings of a signal with what the method asks for on top. Raises ConfigError if they do not go together."""
+    if need.kind == "reward_gradient":
+        if config.reward_gradient is None:
+            raise ConfigError(
+                f"method {config.method!r} needs a reward: --set reward_gradient.reward.kind=exact_match (or rouge_l, "
+                "function, model, endpoint)"
+            )
+        return config.reward_gradient
+    base = getattr(config, KINDS[need.kind].name)
+    return from_mapping(type(base), {**to_mapping(base), **need.settings}, where=KINDS[need.kind].name)
 
 
 def _adapter_size(checkpoint: Path | None) -> int:
