@@ -2,7 +2,8 @@
 
 Each answer has its own stream of uniform numbers, keyed by (seed, sample, number of the answer), and each of its tokens is
 the inverse of the model's cumulative distribution at the next one. All answers of a prompt are drawn together and none of
-another prompt, so nothing is padded and the arithmetic is a function of the prompt alone.
+another prompt, so nothing is padded and the arithmetic is a function of the prompt alone (short of memory they are drawn in
+smaller batches, the same but for rounding).
 """
 
 from collections.abc import Iterator
@@ -51,7 +52,6 @@ class StoredAnswers:
     """Answers by prompt, kept in `cache`/answers/<address>/<sample id>.arrow.
 
     `policy` is the digest of all that decides what the model says: weights, adapter, dtype, tokenizer and rendering.
-    Raises ConfigError if the longest prompt and an answer do not fit into the model.
     """
 
     def __init__(self, model: Any, settings: GenerationSettings, *, policy: str, cache: Path) -> None:
@@ -60,7 +60,7 @@ class StoredAnswers:
         self._backoff = Backoff()
 
     def of(self, prompt: Prompt) -> Answers:
-        """The answers to a prompt, drawn if they are not there."""
+        """The answers to a prompt, drawn if they are not there. Raises what `draw_answers` raises."""
         path = self.folder / f"{prompt.sample_id}.arrow"
         if not path.exists():
             answers = draw_answers(self._model, prompt, self._settings, self._backoff)
