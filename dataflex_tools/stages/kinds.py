@@ -211,9 +211,10 @@ class RewardGradientKind(Kind):
 
         base = super().spec()
         policy = digest({key: base.get(key) for key in ("model", "dtype", "checkpoint", "render")})
-        prompts = Prompts(self.side.corpus, self.side.tokens, self.context.tokenizer.value, self.context.config.render)
-        cache = self.context.cache / "rewards"
-        return RewardGradientSignal(load(), prompts, self._gradient, self.settings, policy=policy, cache=cache)
+        prompts = Prompts(self.side.corpus, self.side.tokens, self.context.tokenizer.value)
+        return RewardGradientSignal(
+            load(), prompts, self._gradient, self.settings, policy=policy, cache=self.context.cache
+        )  # fmt: skip
 
 
 class LossAloneKind(LossKind):
@@ -227,7 +228,7 @@ KINDS: dict[str, type[Kind]] = {
 
 
 def settings_of(need: Need, config: ScoreConfig) -> Any:
-    """The stage's settings of a signal with what the method asks for on top. Raises ConfigError if they do not go together."""
+    """The stage's settings of a signal with what the method asks for on top. Raises ConfigError if they do not fit."""
     if need.kind == "reward_gradient":
         if config.reward_gradient is None:
             raise ConfigError(
