@@ -127,7 +127,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--size", choices=sorted(SIZES), default="fast")
-    parser.add_argument("--target-kind", choices=KINDS, default="tool_calls")
+    parser.add_argument("--target-kind", choices=KINDS, default="docs")
     parser.add_argument("--cache", type=Path, help="folder of unpacked wheels (default: OUT/wheels)")
     args = parser.parse_args()
     cache = args.cache or args.out / "wheels"
