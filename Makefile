@@ -7,7 +7,10 @@ SIZE ?= small
 FAISS := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 RUN_ENV = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
-.PHONY: setup demo less test lint format types imports tests golden e2e bench clean
+# every recipe of pipelines/ is a target: `make less`, `make tsds`, ...
+RECIPES := $(basename $(notdir $(wildcard pipelines/*.yaml)))
+
+.PHONY: setup demo test lint format types imports tests golden e2e bench clean $(RECIPES)
 
 setup: $(BIN)/flextools
 
@@ -19,9 +22,9 @@ $(BIN)/flextools: pyproject.toml constraints.txt
 demo: setup  ## LESS 5 % against two random controls on real text, SIZE=small (default) or SIZE=real
 	$(BIN)/python pipelines/demo/run.py --size $(SIZE)
 
-less: setup  ## score, train and evaluate with pipelines/less.yaml
+$(RECIPES): %: pipelines/%.yaml setup  ## score, train and evaluate with that recipe, on the demo's pool and model
 	$(BIN)/python pipelines/demo/run.py --inputs-only
-	$(BIN)/flextools run pipelines/less.yaml
+	$(BIN)/flextools run $<
 
 test: lint types imports tests  ## everything a change must keep true
 

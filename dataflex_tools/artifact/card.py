@@ -14,6 +14,10 @@ _MEANING = {
     "domain": "the source the sample comes from",
     "num_tokens": "tokens of the sample, prompt included",
     "score": "what the method decided, higher is better; -inf: never selected",
+    "num_labels": "label tokens of the sample: those it is trained on",
+    "loss": "mean loss over the label tokens, in nats",
+    "loss_sum": "loss summed over the label tokens, in nats",
+    "token_loss": "loss of each label token in its order, in nats",
     "norm": "length of the vector before it was scaled to 1",
     "value": "the vector, scaled to length 1",
 }

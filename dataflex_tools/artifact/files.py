@@ -66,7 +66,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def write_table(path: Path, table: pa.Table, *, rows_per_group: int) -> None:
     """Write Parquet in one step; equal tables give equal bytes for one pyarrow version."""
-    lists = [field.name for field in table.schema if pa.types.is_fixed_size_list(field.type)]
+    lists = [f.name for f in table.schema if pa.types.is_fixed_size_list(f.type) or pa.types.is_list(f.type)]
     flat = [field.name for field in table.schema if field.name not in lists]
     temporary = temporary_for(path)
     try:
@@ -98,6 +98,8 @@ def _feature(kind: pa.DataType) -> dict[str, Any]:
     names = {"halffloat": "float16", "float": "float32", "double": "float64", "fixed_size_binary[16]": str(kind)}
     if pa.types.is_fixed_size_list(kind):
         return {"feature": _feature(kind.value_type), "length": kind.list_size, "_type": "List"}
+    if pa.types.is_list(kind):
+        return {"feature": _feature(kind.value_type), "_type": "List"}
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     return {"dtype": names.get(str(kind), str(kind)), "_type": "Value"}

@@ -6,7 +6,7 @@ the same numbers and rows, so the folder ends byte-identical to one written in o
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dataflex_tools.artifact.card import CARD, dataset_card
+from dataflex_tools.artifact.columns import is_number, required, to_arrow
 from dataflex_tools.artifact.files import (
     open_parquet,
     own_metadata,
@@ -33,7 +34,8 @@ from dataflex_tools.artifact.manifest import (
     read_manifest,
     write_manifest,
 )
-from dataflex_tools.artifact.stored_rows import Part, StoredRows
+from dataflex_tools.artifact.stored_columns import StoredLists, stored_numbers
+from dataflex_tools.artifact.stored_rows import Part, Places, StoredRows
 from dataflex_tools.core.errors import ArtifactError
 from dataflex_tools.core.fingerprint import digest, ids_digest
 
@@ -55,6 +57,11 @@ def vector_columns(dim: int, storage: Literal["float16", "float32"]) -> pa.Schem
     return pa.schema([("num_tokens", pa.int32()), ("norm", pa.float32()), ("value", pa.list_(item, dim))])
 
 
+def list_column(name: str, storage: Literal["float16", "float32"]) -> pa.Field:
+    """A column with a list of numbers per sample, of any length."""
+    return pa.field(name, pa.list_({"float16": pa.float16(), "float32": pa.float32()}[storage]))
+
+
 class SignalStore:
     """The parts of one signal. Every rank opens it and plans before any rank writes (a barrier after `plan_parts`)."""
 
@@ -64,7 +71,7 @@ class SignalStore:
         Raises ArtifactError if the folder holds parts of another spec or parts that cannot be read.
         """
         self.folder, self.spec, self.spec_digest = folder, dict(spec), digest(spec)
-        self.schema = pa.schema([*_FIXED, *(_required(field) for field in columns)])
+        self.schema = pa.schema([*_FIXED, *(required(field) for field in columns)])
         self._parts: dict[int, Part] = {}
         self._planned: dict[int, tuple[int, int]] = {}
         self.refresh()
@@ -107,7 +114,8 @@ class SignalStore:
         return plan
 
     def write_part(self, number: int, ids_B16: np.ndarray, columns: Mapping[str, np.ndarray]) -> None:
-        """Write one planned part in one step; `columns` has an array for each declared column, vectors as (B, D).
+        """Write one planned part in one step; `columns` has an array for each declared column: (B,) numbers, (B, D) vectors,
+        lists as (B,) objects that are arrays.
 
         Raises ArtifactError if the part is there already: parts are immutable.
         """
@@ -122,7 +130,7 @@ class SignalStore:
             raise ValueError(f"part {number} has columns {sorted(columns)}, declared: {self.schema.names[2:]}")
         own = {"format": FORMAT, "kind": self.spec["kind"], "spec_digest": self.spec_digest}
         schema = with_metadata(self.schema, {**own, "ids_digest": ids_digest(ids_B16), "first_row": first_row})
-        table = pa.table([_to_arrow(arrays[f.name], f, count) for f in schema], schema=schema)
+        table = pa.table([to_arrow(arrays[f.name], f, count) for f in schema], schema=schema)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_table(path, table, rows_per_group=max(1, _GROUP_BYTES // max(1, table.nbytes // max(1, count))))
         self._parts[number] = Part(number, path, first_row, ids_B16.copy(), ids_digest(ids_B16))
@@ -152,6 +160,30 @@ class SignalStore:
         `absent_ok` (N,) is True where a sample may be unmeasured (it has no label); those are left out of the blocks.
         Raises ArtifactError with the number of other samples that were not measured.
         """
+        kind = self._type_of("value", pa.types.is_fixed_size_list, "vectors")
+        return StoredRows(self._places(ids_N16, absent_ok), kind.list_size)
+
+    def column(self, ids_N16: np.ndarray, name: str, absent_ok: np.ndarray | None = None) -> np.ndarray:
+        """A column of numbers for a corpus's samples, (N,) float64, NaN where one is unmeasured, which `absent_ok` allows.
+
+        Raises ArtifactError with the number of other samples that were not measured.
+        """
+        self._type_of(name, is_number, "numbers")
+        return stored_numbers(self._places(ids_N16, absent_ok), name)
+
+    def lists(self, ids_N16: np.ndarray, name: str, absent_ok: np.ndarray | None = None) -> StoredLists:
+        """A column of lists for a corpus's samples, streamed as `rows` is."""
+        self._type_of(name, pa.types.is_list, "lists")
+        return StoredLists(self._places(ids_N16, absent_ok), name)
+
+    def _type_of(self, name: str, fits: Callable[[pa.DataType], bool], wanted: str) -> pa.DataType:
+        found = {field.name: field.type for field in self.schema}
+        if name not in found or not fits(found[name]):
+            has = ", ".join(f"{key}: {kind}" for key, kind in found.items())
+            raise ValueError(f"{self.spec['kind']} has no column {name!r} of {wanted}; it has {has}")
+        return found[name]
+
+    def _places(self, ids_N16: np.ndarray, absent_ok: np.ndarray | None) -> Places:
         self.refresh()
         stored_N = positions_of(ids_N16, self._ids())
         absent_N = (stored_N < 0) if absent_ok is None else (stored_N < 0) & ~absent_ok
@@ -160,7 +192,7 @@ class SignalStore:
                 f"{self.folder} lacks {int(absent_N.sum()):,} of {len(ids_N16):,} samples (first: row "
                 f"{int(np.argmax(absent_N))}); run `flextools score` again"
             )
-        return StoredRows(tuple(self._parts.values()), stored_N, self.schema.field("value").type.list_size)
+        return Places(tuple(self._parts.values()), stored_N)
 
     def _current_manifest(self, names: list[str]) -> dict[str, Any] | None:
         path = self.folder / MANIFEST
@@ -202,30 +234,6 @@ class SignalStore:
         while True:
             yield number, row, part_rows
             number, row = number + 1, row + part_rows
-
-
-def _required(field: pa.Field) -> pa.Field:
-    # no nulls: a vector column is read five times faster without the validity of each element (measured)
-    kind = field.type
-    if pa.types.is_fixed_size_list(kind):
-        kind = pa.list_(pa.field("element", kind.value_type, nullable=False), kind.list_size)
-    return pa.field(field.name, kind, nullable=False)
-
-
-def _to_arrow(array: np.ndarray, field: pa.Field, count: int) -> pa.Array:
-    kind = field.type
-    shape = (count, 16) if field.name == "sample_id" else (count,)
-    shape = (count, kind.list_size) if pa.types.is_fixed_size_list(kind) else shape
-    if array.shape != shape:
-        raise ValueError(f"column {field.name!r} has shape {array.shape}, wanted {shape}")
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise ValueError(f"column {field.name!r} holds NaN or infinity")
-    if field.name == "sample_id":
-        return pa.FixedSizeBinaryArray.from_buffers(kind, count, [None, pa.py_buffer(array.tobytes())])
-    if not pa.types.is_fixed_size_list(kind):
-        return pa.array(array.astype(kind.to_pandas_dtype()))
-    flat = np.ascontiguousarray(array, dtype=kind.value_type.to_pandas_dtype()).reshape(-1)
-    return pa.FixedSizeListArray.from_arrays(pa.array(flat), type=kind)
 
 
 def _read_ids(file: pq.ParquetFile, path: Path) -> np.ndarray:

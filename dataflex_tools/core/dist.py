@@ -1,6 +1,9 @@
 """Ranks as the launcher set them (torchrun, accelerate, deepspeed, srun); a single process without one."""
 
 import os
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -37,3 +40,15 @@ def finish() -> None:
 
     if torch_dist.is_initialized():
         torch_dist.destroy_process_group()
+
+
+def broadcast(value: T) -> T:
+    """Rank 0's value on every rank; all ranks must call it."""
+    if world_size() == 1:
+        return value
+    from accelerate.utils import broadcast_object_list
+
+    barrier()  # starts the process group if nothing has yet
+    held = [value]
+    broadcast_object_list(held, from_process=0)
+    return held[0]

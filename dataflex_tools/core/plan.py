@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -11,10 +12,14 @@ from dataflex_tools.core.errors import ConfigError
 
 @dataclass(frozen=True)
 class Selection:
-    """Score of each pool row, higher is better, (N,) float64; -inf means never. `detail` holds further columns, (N,)."""
+    """Score of each pool row, higher is better, (N,) float64; -inf means never. `detail` holds further columns, (N,).
+
+    `facts` are JSON values a reader of the artifact should know of how it was decided, e.g. {"recall": 0.98}.
+    """
 
     score_N: np.ndarray
     detail: Mapping[str, np.ndarray] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if np.isnan(self.score_N).any():

@@ -53,12 +53,16 @@ class ArrayRows:
 
 @dataclass(frozen=True)
 class Need:
-    """A signal a method asks for: its kind, on which side, with which settings, at each warm-up checkpoint or once."""
+    """A signal a method asks for: its kind, on which side, with which settings, at each warm-up checkpoint or once.
+
+    `of_chosen_rows`: measured after all other signals, for the rows that the method then names (`Selector.rows_needed`).
+    """
 
     kind: str
     side: Side
     settings: Mapping[str, Any] = field(default_factory=dict)
     at_checkpoints: bool = False
+    of_chosen_rows: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,12 +82,15 @@ class Samples:
 class Signals:
     """All that a method may look at. `group` is the domain of a pool sample and the subtask of a target sample.
 
-    `rows[kind, side]` holds one `Rows` per checkpoint (one in all for a signal that needs no warm-up);
+    `rows[kind, side]` holds one `Rows` per checkpoint (one in all for a signal that needs no warm-up) for signals of one
+    vector per sample; `columns[kind, side]` likewise holds {name: (N,) array} for signals of numbers (`loss`: mean and sum
+    over label tokens, in nats), NaN where a sample was not measured.
     `checkpoint_weight_C` sums to 1; `reference_score_N` is another artifact's score, for controls that imitate it.
     """
 
     pool: Samples
     target: Samples | None = None
     rows: Mapping[tuple[str, Side], Sequence[Rows]] = field(default_factory=dict)
+    columns: Mapping[tuple[str, Side], Sequence[Mapping[str, np.ndarray]]] = field(default_factory=dict)
     checkpoint_weight_C: np.ndarray = field(default_factory=lambda: np.ones(1))
     reference_score_N: np.ndarray | None = None

@@ -49,6 +49,42 @@ def render(conversation: dict[str, Any], tokenizer: Any, template: str) -> tuple
     return _render_auto(conversation["messages"], tokenizer, conversation.get("tools"))
 
 
+def answer_headers(
+    conversation: dict[str, Any], tokenizer: Any, template: str, text: str, spans: Sequence[Span]
+) -> list[Span]:
+    """Where the assistant header of each of `spans` lies in `text`, both of `render`; empty spans if there is no header.
+
+    What a template puts between header and answer belongs to the header. Raises DataError if an answer has none before it.
+    """
+    header, headers, last_end = _header(conversation, tokenizer, template), [], 0
+    for number, (start, end) in enumerate(spans, start=1):
+        if (place := text.rfind(header, last_end, start)) < 0:
+            raise DataError(
+                f"answer {number} of {len(spans)} does not stand behind the header {header!r}, so it cannot stand without "
+                "its prompt; use template 'chatml'"
+            )
+        headers.append((place, start))
+        last_end = end
+    return headers
+
+
+def _header(conversation: dict[str, Any], tokenizer: Any, template: str) -> str:
+    """What stands before an answer and after the turn it answers."""
+    if "messages" not in conversation:
+        return ""
+    if template != "auto":
+        return _NAMED[template]["assistant"][0]
+    messages, tools = conversation["messages"], conversation.get("tools")
+    asked = messages[: next((i for i, turn in enumerate(messages) if turn["role"] == "assistant"), len(messages))]
+    before, after = (_apply(asked, tokenizer, tools, add_generation_prompt=prompts) for prompts in (False, True))
+    if not after.startswith(before):
+        raise DataError(
+            "the tokenizer's chat template renders a turn differently before an answer, so where the answer's header starts "
+            "is unknown; use template 'chatml'"
+        )
+    return str(after[len(before) :])
+
+
 def check_template(template: str) -> None:
     """Raise ConfigError unless `template` names one."""
     if template not in TEMPLATES:

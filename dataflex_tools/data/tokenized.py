@@ -17,7 +17,7 @@ from dataflex_tools.core.fingerprint import digest
 from dataflex_tools.core.progress import Progress
 from dataflex_tools.data.corpus import Corpus
 from dataflex_tools.data.ipc import read_ipc, write_ipc
-from dataflex_tools.data.templates import Span, check_template, render
+from dataflex_tools.data.templates import Span, answer_headers, check_template, render
 from dataflex_tools.data.truncate import CUT_ANSWER, CUT_PROMPT, cut
 
 # N rows, T tokens of a row, S rows of a shard
@@ -40,10 +40,16 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True, kw_only=True)
 class RenderSettings:
-    """How a conversation becomes tokens: the template (see `templates`) and the most tokens a row may have."""
+    """How a conversation becomes tokens: the template (see `templates`) and the most tokens a row may have.
+
+    `answer_only` leaves prompts out: of the cut row, the begin-of-sequence token, each answer and the assistant header
+    before it are kept, so that the label tokens are the same with and without prompt. A row that has no prompt, or none
+    left, then has no label. (An answer without any token before it loses its first label, which nothing could predict.)
+    """
 
     template: str = "auto"
     cutoff_len: int = 2048
+    answer_only: bool = False
 
     def __post_init__(self) -> None:
         check_template(self.template)
@@ -53,8 +59,11 @@ class RenderSettings:
 def render_digest(render: RenderSettings, tokenizer_sha256: str) -> str:
     """SHA-256 (64 hex digits) of all that decides the tokens of a conversation; `tokenizer_sha256` covers its chat
     template."""
+    # named only where set: what was addressed before the setting existed keeps its address
+    answer_only = {"answer_only": True} if render.answer_only else {}
     return digest(
         {"format": _FORMAT, "template": render.template, "cutoff_len": render.cutoff_len, "tokenizer": tokenizer_sha256}
+        | answer_only
     )
 
 
@@ -170,24 +179,43 @@ def _encode(
     corpus: Corpus, rows: range, tokenizer: Any, render: RenderSettings
 ) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
     """(token ids, whether each is a label, what was cut) of each row."""
-    rendered = [_rendered(corpus, row, tokenizer, render.template) for row in rows]
+    rendered = [_rendered(corpus, row, tokenizer, render) for row in rows]
     encoded = tokenizer(
-        [text for text, _ in rendered], add_special_tokens=False, return_offsets_mapping=True,
+        [text for text, _, _ in rendered], add_special_tokens=False, return_offsets_mapping=True,
         return_attention_mask=False, return_token_type_ids=False, verbose=False,
     )  # fmt: skip
-    for row, (_, spans), ids, offsets in zip(rows, rendered, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+    columns = zip(rows, rendered, encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    for row, (_, spans, headers), ids, offsets in columns:
         if not ids:
             raise DataError(f"{corpus.place(row)} gives no token at all")
-        ids_T, span_T = np.array(ids, np.int32), _span_of_token(np.array(offsets, np.int64), spans)
-        kept, how = cut(span_T, render.cutoff_len, keep_first=ids[0] == tokenizer.bos_token_id)
+        ids_T, offset_T2, has_bos = np.array(ids, np.int32), np.array(offsets, np.int64), ids[0] == tokenizer.bos_token_id
+        span_T = _span_of_token(offset_T2, spans)
+        kept, how = cut(span_T, render.cutoff_len, keep_first=has_bos)
+        if render.answer_only:
+            kept, span_T = _answers_of(kept, span_T, _starts_in(offset_T2, headers), keep_first=has_bos)
         is_label_T = span_T[kept] > 0
         is_label_T[0] = False  # nothing comes before it that could predict it
         yield ids_T[kept], is_label_T, how
 
 
-def _rendered(corpus: Corpus, row: int, tokenizer: Any, template: str) -> tuple[str, list[Span]]:
+def _answers_of(
+    kept: np.ndarray, span_T: np.ndarray, is_header_T: np.ndarray, *, keep_first: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """(positions of `kept` that are not prompt, `span_T`); as they are but without a label if there is no prompt."""
+    is_shown_T = (span_T > 0) | is_header_T
+    is_shown_T[0] |= keep_first
+    shown = kept[is_shown_T[kept]]
+    # the same tokens twice would pass for an answer that its prompt does not change
+    return (shown, span_T) if 0 < len(shown) < len(kept) else (kept, np.zeros_like(span_T))
+
+
+def _rendered(corpus: Corpus, row: int, tokenizer: Any, settings: RenderSettings) -> tuple[str, list[Span], list[Span]]:
+    """(text, spans with labels, their headers if these are needed) of a row."""
+    conversation, template = corpus.conversation(row), settings.template
     try:
-        return render(corpus.conversation(row), tokenizer, template)
+        text, spans = render(conversation, tokenizer, template)
+        headers = answer_headers(conversation, tokenizer, template, text, spans) if settings.answer_only else []
+        return text, spans, headers
     except DataError as error:
         raise DataError(f"{corpus.place(row)}: {error}") from None
 
@@ -198,6 +226,14 @@ def _span_of_token(offset_T2: np.ndarray, spans: list[Span]) -> np.ndarray:
     for number, (start, end) in enumerate(spans, start=1):
         span_T[(offset_T2[:, 1] > start) & (offset_T2[:, 0] < end)] = number
     return span_T
+
+
+def _starts_in(offset_T2: np.ndarray, spans: list[Span]) -> np.ndarray:
+    """Whether each token begins inside one of `spans`, (T,) bool."""
+    inside_T = np.zeros(len(offset_T2), bool)
+    for start, end in spans:
+        inside_T |= (offset_T2[:, 0] >= start) & (offset_T2[:, 0] < end)
+    return inside_T
 
 
 def _opened(corpus: Corpus, address: str, tables: list[pa.Table]) -> Tokens:
@@ -226,6 +262,7 @@ def _report(tokens: Tokens, render: RenderSettings) -> None:
         raise DataError(
             f"none of the {len(tokens):,} rows has a label with template {render.template!r} and cutoff_len "
             f"{render.cutoff_len}; raise cutoff_len, or use a template that marks the answers"
+            + (" (answer_only needs records with a prompt)" if render.answer_only else "")
         )
     if any(tokens.counts.values()):
         logger.warning(

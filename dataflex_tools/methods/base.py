@@ -1,12 +1,13 @@
 """What every method declares, so that stages, `flextools methods` and the contract tests can treat all alike."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 
 from dataflex_tools.core.plan import Selection
-from dataflex_tools.core.signals import Need, Signals
+from dataflex_tools.core.signals import Need, Side, Signals
 
 
 class Selector(ABC):
@@ -21,6 +22,7 @@ class Selector(ABC):
     cost: ClassVar[str]
     uses_target: ClassVar[bool] = False
     uses_reference: ClassVar[bool] = False  # imitates another artifact's scores
+    ranks_all_rows: ClassVar[bool] = True  # False: some rows with labels may get -inf too
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
@@ -28,6 +30,14 @@ class Selector(ABC):
     def needs(self) -> tuple[Need, ...]:
         """The signals to measure before `select`; none by default."""
         return ()
+
+    def rows_needed(self, signals: Signals) -> Mapping[tuple[str, Side], np.ndarray]:
+        """Ascending rows to measure of each need that is `of_chosen_rows`, by (kind, side).
+
+        Called once, by the main rank, when all other signals are there; `signals` holds those. `select` is then called on
+        the same object with the same `Rows` and may find more rows measured than were asked for.
+        """
+        return {}
 
     @abstractmethod
     def select(self, signals: Signals, *, rng: np.random.Generator) -> Selection:

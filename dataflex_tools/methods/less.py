@@ -16,12 +16,9 @@ from dataflex_tools.core.config import require
 from dataflex_tools.core.plan import Selection
 from dataflex_tools.core.signals import Need, Signals
 from dataflex_tools.methods.base import Selector
-from dataflex_tools.ops.influence import dot_rows, mean_unit, unit_mean
+from dataflex_tools.ops.influence import ADAM, AGGREGATES, influence, strongest_group
 
 # N pool samples, G subtasks
-
-AGGREGATES = {"mean_of_cosines": mean_unit, "cosine_of_mean": unit_mean}
-ADAM = ("optimizer_exact", "less_official", "dataflex")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +55,11 @@ class Less(Selector):
     def select(self, signals: Signals, *, rng: np.random.Generator) -> Selection:
         """Score the pool; `score_<subtask>` columns in `detail` when there is more than one subtask."""
         assert signals.target is not None  # the stage checks `uses_target`
-        names = signals.target.group_names
-        direction = AGGREGATES[self.settings.aggregate]
-        score_NG = np.zeros((len(signals.pool), len(names)))
-        pairs = zip(signals.rows["gradient", "pool"], signals.rows["gradient", "target"], strict=True)
-        for weight, (train, target) in zip(signals.checkpoint_weight_C, pairs, strict=True):
-            score_NG += weight * dot_rows(train, direction(target, signals.target.group_N, len(names)))
-        score_NG[~signals.pool.has_labels_N] = -np.inf
-        detail = {f"score_{name}": score_NG[:, g] for g, name in enumerate(names)} if len(names) > 1 else {}
-        return Selection(score_NG.max(axis=1), detail)
+        score_NG = influence(
+            signals.rows["gradient", "pool"],
+            signals.rows["gradient", "target"],
+            weight_C=signals.checkpoint_weight_C,
+            target=signals.target,
+            aggregate=self.settings.aggregate,
+        )
+        return strongest_group(score_NG, pool=signals.pool, target=signals.target)

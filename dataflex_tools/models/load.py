@@ -238,3 +238,8 @@ def device() -> torch.device:
     kind = torch.accelerator.current_accelerator()
     assert kind is not None
     return torch.device(kind.type, int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def hidden_size(settings: ModelSettings) -> int:
+    """Width of the model's hidden states, from its configuration."""
+    return int(_config(settings).get_text_config().hidden_size)

@@ -91,13 +91,14 @@ class Rademacher:
         step = max(1, _BLOCK_WORDS // (words * _WORD_BITS))
         for start in range(0, size, step):
             block = torch.arange(start * words, min(start + step, size) * words, device=grad_BP.device)
-            word = _hashed(block + key).view(-1, words, 1)
+            word = hashed(block + key).view(-1, words, 1)
             bit = torch.arange(_WORD_BITS, device=grad_BP.device)
             sign = (((word >> bit) & 1) * 2 - 1).flatten(1)[:, : self.dim].to(grad_BP.dtype)
             out_BD.addmm_(grad_BP[:, start : start + step], sign, alpha=self.dim**-0.5)
 
 
-def _hashed(x: torch.Tensor) -> torch.Tensor:
+def hashed(x: torch.Tensor) -> torch.Tensor:
+    """A random word for each int64 of `x`, the same on every device."""
     # splitmix64 finaliser in wrapping int64; >> keeps the sign, so the vacated bits are masked off
     for shift, factor in ((30, 0xBF58476D1CE4E5B9 - (1 << 64)), (27, 0x94D049BB133111EB - (1 << 64))):
         x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * factor

@@ -10,6 +10,8 @@ from dataflex_tools.data.tokenized import IGNORED
 
 # B samples of a batch, T tokens of the longest
 
+MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids")
+
 
 class TokenRows(Protocol):
     """What padding reads of a tokenized corpus."""
@@ -68,3 +70,8 @@ def pad_batch(
         batch["attention_mask"] = torch.from_numpy(mask)
         batch["position_ids"] = torch.from_numpy(np.maximum(mask.cumsum(1) - 1, 0))
     return batch
+
+
+def model_inputs(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    """What a model's forward takes of a batch, on `device`; labels, rows and lengths stay behind."""
+    return {name: batch[name].to(device) for name in MODEL_INPUTS if name in batch}

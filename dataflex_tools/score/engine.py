@@ -49,7 +49,11 @@ class Signal(Protocol):
         ...
 
     def measure_batch(self, batch: dict[str, torch.Tensor]) -> Columns:
-        """One array per stored column but num_tokens, (B,) or (B, D), for a right-padded batch."""
+        """One array per stored column but num_tokens, for a right-padded batch: (B,) numbers, (B, D) vectors, or lists as
+        (B,) objects that are arrays.
+
+        `batch` is what `pad_batch` makes, with the corpus `rows` (B,) int64 and their `num_tokens` (B,) int64.
+        """
         ...
 
 
@@ -84,13 +88,13 @@ class Backoff:
             todo += [positions[half:], positions[:half]]
 
 
-def measure(signal: Signal, tokens: Tokens, store: SignalStore, *, title: str) -> int:
-    """Measure what `store` lacks of the labelled samples of `tokens`; the number of samples measured by all ranks.
+def measure(signal: Signal, tokens: Tokens, store: SignalStore, *, title: str, rows: np.ndarray | None = None) -> int:
+    """Measure what `store` lacks of `rows` (all labelled ones if not given); the number of samples measured by all ranks.
 
     Duplicates are measured once. Rank r of R takes every R-th part. The store is refreshed but not finished.
     Raises DataError naming the row whose measurement is not finite.
     """
-    labelled = tokens.rows_with_labels()
+    labelled = tokens.rows_with_labels() if rows is None else rows
     missing = labelled[store.missing(tokens.ids_N16[labelled])]
     parts = store.plan_parts(tokens.ids_N16[missing], signal.part_rows)
     dist.barrier()  # all ranks have planned before any part appears
@@ -111,7 +115,9 @@ def _measure_part(signal: Signal, tokens: Tokens, rows_M: np.ndarray, backoff: B
     columns: Columns = {"num_tokens": num_tokens_M.astype(np.int32)}
 
     def call(rows_B: np.ndarray) -> Columns:
-        return signal.measure_batch(pad_batch(tokens, rows_B))
+        num_tokens_B = np.asarray(tokens.num_tokens_N)[rows_B].astype(np.int64)
+        facts = {"rows": torch.from_numpy(rows_B), "num_tokens": torch.from_numpy(num_tokens_B)}
+        return signal.measure_batch({**pad_batch(tokens, rows_B), **facts})
 
     for batch in token_batches(num_tokens_M, signal.token_budget):
         for positions, result in backoff.run(call, rows_M[batch], num_tokens_M[batch]):
@@ -125,6 +131,8 @@ def _measure_part(signal: Signal, tokens: Tokens, rows_M: np.ndarray, backoff: B
 
 
 def _check_finite(kind: str, name: str, value_B: np.ndarray, rows_B: np.ndarray) -> None:
+    if value_B.dtype == object:  # of each list its first number that is not finite
+        value_B = np.array([next(iter(list_[~np.isfinite(list_)]), 0.0) for list_ in value_B])
     bad = np.flatnonzero(~np.isfinite(value_B))
     if len(bad):
         raise DataError(

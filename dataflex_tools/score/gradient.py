@@ -6,7 +6,7 @@ projection; float32 until storage.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +30,11 @@ from dataflex_tools.score.settings import GradientSettings
 _CPU_TOKENS, _GPU_TOKENS = 2048, 16384  # larger batches are slower on a CPU (page faults, measured)
 
 
-class GradientSignal:
-    """Measures gradients of the trainable linear weights of `model`; the model is put in eval mode while it does.
+class ProjectedGradients:
+    """Gradients of the trainable linear weights of `model`, Adam-scaled and projected layer by layer as they appear.
 
-    The loss is each sample's own mean over its label positions, never divided by a batch size: Adam's direction is not
-    scale invariant. Raises ConfigError if `moments` are missing or without effect, ArtifactError if they are of
-    other parameters.
+    Raises ConfigError if `moments` are missing or without effect, ArtifactError if they are of other parameters.
     """
-
-    kind = "gradient"
 
     def __init__(self, model: nn.Module, settings: GradientSettings, moments: Moments | None = None) -> None:
         if settings.adam != "none":
@@ -52,6 +48,71 @@ class GradientSignal:
         self._out_BD = torch.empty(0)
 
     @property
+    def columns(self) -> pa.Schema:
+        """num_tokens, norm and value."""
+        return vector_columns(self.dim, self._settings.storage)
+
+    @property
+    def dim(self) -> int:
+        """Projected dims D."""
+        return self._projection.dim
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self._model.parameters()).device
+
+    @property
+    def token_budget(self) -> int:
+        """Padded tokens of a batch at most."""
+        return self._settings.token_budget or (_CPU_TOKENS if self.device.type == "cpu" else _GPU_TOKENS)
+
+    def rows(
+        self, batch: dict[str, torch.Tensor], loss_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    ) -> torch.Tensor:
+        """(B, D) float32, not scaled to unit length; the model is in eval mode meanwhile.
+
+        `loss_of(sum_B, num_B)` makes each sample's loss, (B,), of its summed token losses and number of labels.
+        """
+        num_samples, was_training = len(batch["input_ids"]), self._model.training
+        self._out_BD = torch.zeros(num_samples, self.dim, device=self.device)
+        self._model.eval()
+        try:
+            with self._capture.attached(num_samples) as backward:
+                backward(loss_of(*per_sample_loss(self._model, batch)).sum())
+        finally:
+            self._model.train(was_training)
+        out_BD, self._out_BD = self._out_BD, torch.empty(0)
+        return out_BD
+
+    def stored(self, out_BD: torch.Tensor) -> Columns:
+        """value: (B, D) unit rows in the storage type (a zero gradient stays zero); norm: (B,) float32."""
+        norm_B = torch.linalg.vector_norm(out_BD, dim=1)
+        unit_BD = out_BD / torch.where(norm_B > 0, norm_B, 1.0).unsqueeze(1)
+        value_BD = unit_BD.to(getattr(torch, self._settings.storage))
+        return {"value": value_BD.cpu().numpy(), "norm": norm_B.cpu().numpy()}
+
+    def _take(self, name: str, grad_BP: torch.Tensor) -> None:
+        with torch.no_grad():
+            if self._scaling:
+                self._scaling[name].apply_(grad_BP)
+            self._projection.add(self._out_BD, grad_BP, name)
+
+
+class GradientSignal:
+    """Measures loss gradients of the trainable linear weights of `model`.
+
+    The loss is each sample's own mean over its label positions, never divided by a batch size: Adam's direction is not
+    scale invariant. Raises what ProjectedGradients raises.
+    """
+
+    kind = "gradient"
+
+    def __init__(self, model: nn.Module, settings: GradientSettings, moments: Moments | None = None) -> None:
+        self._settings = settings
+        self._gradients = ProjectedGradients(model, settings, moments)
+
+    @property
     def settings(self) -> Mapping[str, Any]:
         """What the numbers depend on, for the signal's address."""
         return self._settings.address()
@@ -59,45 +120,22 @@ class GradientSignal:
     @property
     def columns(self) -> pa.Schema:
         """num_tokens, norm and value."""
-        return vector_columns(self._projection.dim, self._settings.storage)
+        return self._gradients.columns
 
     @property
     def token_budget(self) -> int:
         """Padded tokens of a batch at most."""
-        return self._settings.token_budget or (_CPU_TOKENS if self._device.type == "cpu" else _GPU_TOKENS)
+        return self._gradients.token_budget
 
     @property
     def part_rows(self) -> int:
         """Samples of a part."""
         return self._settings.part_rows
 
-    @property
-    def _device(self) -> torch.device:
-        return next(self._model.parameters()).device
-
     def measure_batch(self, batch: dict[str, torch.Tensor]) -> Columns:
         """value: (B, D) unit rows in the storage type (a zero gradient stays zero); norm: (B,) float32."""
-        num_samples, was_training = len(batch["input_ids"]), self._model.training
-        self._out_BD = torch.zeros(num_samples, self._projection.dim, device=self._device)
-        self._model.eval()
-        try:
-            with self._capture.attached(num_samples) as backward:
-                sum_B, num_B = per_sample_loss(self._model, batch)
-                backward((sum_B / num_B.clamp(min=1)).sum())
-        finally:
-            if was_training:
-                self._model.train()
-        out_BD, self._out_BD = self._out_BD, torch.empty(0)
-        norm_B = torch.linalg.vector_norm(out_BD, dim=1)
-        out_BD /= torch.where(norm_B > 0, norm_B, 1.0).unsqueeze(1)
-        stored = out_BD.to(getattr(torch, self._settings.storage))
-        return {"value": stored.cpu().numpy(), "norm": norm_B.cpu().numpy()}
-
-    def _take(self, name: str, grad_BP: torch.Tensor) -> None:
-        with torch.no_grad():
-            if self._scaling:
-                self._scaling[name].apply_(grad_BP)
-            self._projection.add(self._out_BD, grad_BP, name)
+        out_BD = self._gradients.rows(batch, lambda sum_B, num_B: sum_B / num_B.clamp(min=1))
+        return self._gradients.stored(out_BD)
 
 
 def _scalings(

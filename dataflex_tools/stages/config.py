@@ -12,7 +12,14 @@ from dataflex_tools.data.sources import SourceSpec, parse_source
 from dataflex_tools.data.tokenized import RenderSettings
 from dataflex_tools.methods import METHODS
 from dataflex_tools.models.settings import ModelSettings
-from dataflex_tools.score.settings import GradientSettings
+from dataflex_tools.score.settings import (
+    EmbeddingSettings,
+    GradientSettings,
+    LossSignalSettings,
+    RewardGradientSettings,
+    TokenLossSignalSettings,
+    ZerothSignalSettings,
+)
 from dataflex_tools.train.settings import TrainingSettings, WarmupSettings
 
 
@@ -36,6 +43,11 @@ class ScoreConfig:
     render: RenderSettings = field(default_factory=RenderSettings)
     warmup: WarmupSettings = field(default_factory=WarmupSettings)
     gradient: GradientSettings = field(default_factory=GradientSettings)
+    loss: LossSignalSettings = field(default_factory=LossSignalSettings)
+    token_loss: TokenLossSignalSettings = field(default_factory=TokenLossSignalSettings)
+    embedding: EmbeddingSettings = field(default_factory=EmbeddingSettings)
+    zeroth: ZerothSignalSettings = field(default_factory=ZerothSignalSettings)
+    reward_gradient: RewardGradientSettings | None = None
     licence: str = "unknown"
     seed: int = 0
 

@@ -5,9 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dataflex_tools.artifact.signal import vector_columns
+from dataflex_tools.core.signals import Need
 from dataflex_tools.stages import inputs
 from dataflex_tools.stages.config import EvaluateConfig, ScoreConfig, TrainConfig
 from dataflex_tools.stages.score import Prepared, is_done, prepare
+from dataflex_tools.stages.signals import row_bytes
 from dataflex_tools.stages.warmup import rows_of
 from dataflex_tools.train.settings import num_steps
 
@@ -32,9 +35,9 @@ def estimate_score(config: ScoreConfig, *, overwrite: bool = False) -> Estimate:
             parts.append(_corpus_part(prepared.target, "target"))
         if is_there:
             parts.append({"part": "plan", "what": f"reused: {config.out}", "to_do": 0})
-        elif prepared.warmup_spec is not None:
+        elif prepared.method.needs():
             parts += _model_parts(prepared)
-        memory = _memory(prepared) if prepared.warmup_spec is not None and not is_there else 0
+        memory = _memory(prepared) if prepared.method.needs() and not is_there else 0
     return Estimate(
         parts,
         seconds=sum(part.get("seconds", 0.0) for part in parts),
@@ -51,36 +54,47 @@ def _corpus_part(side: inputs.Side, name: str) -> dict[str, Any]:
 
 def _model_parts(prepared: Prepared) -> list[dict[str, Any]]:
     config, warmup = prepared.config, prepared.warmup
-    rows = rows_of(prepared.pool, config.warmup)
-    training = config.warmup.training
-    steps = num_steps(training, len(rows))
-    num_epochs = steps * training.global_batch_size / len(rows)
     speed = _flops_per_second()
     size = _num_parameters(prepared)
-    warm_tokens = float(prepared.pool.tokens.num_tokens_N[rows].sum()) * num_epochs
     # 4 flops per parameter and token: forward, and backward through frozen weights (no weight gradients)
     cost = 4.0 * size / speed
+    parts: list[dict[str, Any]] = []
     if warmup is not None:
-        parts = [{"part": "warm-up", "what": f"reused: {warmup.folder.name}", "to_do": 0}]
-        work = [(job.title, job.num_missing, job) for job in prepared.jobs(warmup)]
-    else:
+        parts.append({"part": "warm-up", "what": f"reused: {warmup.folder.name}", "to_do": 0})
+    elif prepared.warmup_spec is not None:
+        rows = rows_of(prepared.pool, config.warmup)
+        training = config.warmup.training
+        steps = num_steps(training, len(rows))
+        tokens = float(prepared.pool.tokens.num_tokens_N[rows].sum()) * steps * training.global_batch_size / len(rows)
         what = f"{len(rows):,} samples, {steps:,} steps of {training.global_batch_size}"
-        parts = [{"part": "warm-up", "what": what, "to_do": len(rows), "seconds": warm_tokens * cost}]
-        num_checkpoints = max(1, round(training.num_train_epochs))
-        work = []
-        for need in prepared.method.needs():
-            side = prepared.sides[need.side]
-            count = len(side.tokens.rows_with_labels())
-            work += [(f"{need.kind} of {need.side} at checkpoint {c + 1}", count, None) for c in range(num_checkpoints)]
-    width = config.gradient.dim * (2 if config.gradient.storage == "float16" else 4) + 32
-    for title, count, job in work:
-        side = prepared.sides["pool" if "of pool" in title else "target"]
-        mean_tokens = float(side.tokens.num_tokens_N.mean())
-        what = "reused" if job is not None and count == 0 else f"{count:,} samples"
-        parts.append(
-            {"part": title, "what": what, "to_do": count, "bytes": count * width, "seconds": count * mean_tokens * cost}
-        )
+        parts.append({"part": "warm-up", "what": what, "to_do": len(rows), "seconds": tokens * cost})
+    for job in prepared.jobs(warmup):
+        tokens = job.num_missing * float(job.kind.side.tokens.num_tokens_N.mean())
+        what = f"{job.num_missing:,} samples" if job.num_missing else "reused"
+        seconds = tokens * cost * _PASSES.get(job.kind.name, 1.0)
+        parts.append({"part": job.title, "what": what, "to_do": job.num_missing, "bytes": job.num_bytes, "seconds": seconds})
+    for need in prepared.method.needs():
+        if warmup is None and need.at_checkpoints and not need.of_chosen_rows:
+            parts += _at_new_checkpoints(prepared, need, cost)
+        elif need.of_chosen_rows:
+            parts.append({"part": f"{need.kind} of {need.side}", "what": "of rows the method chooses then", "to_do": 1})
     return parts
+
+
+# cost in units of a forward and backward pass through frozen weights
+_PASSES = {"loss": 0.5, "token_loss": 0.5, "embedding": 0.5, "zeroth": 16.0}
+
+
+def _at_new_checkpoints(prepared: Prepared, need: Need, cost: float) -> list[dict[str, Any]]:
+    config, tokens = prepared.config, prepared.side_of(need).tokens
+    count = len(tokens.rows_with_labels())
+    width = row_bytes(vector_columns(config.gradient.dim, config.gradient.storage)) if "gradient" in need.kind else 32
+    seconds = count * float(tokens.num_tokens_N.mean()) * cost * _PASSES.get(need.kind, 1.0)
+    return [
+        {"part": f"{need.kind} of {need.side} at checkpoint {c + 1}", "what": f"{count:,} samples", "to_do": count,
+         "bytes": count * width, "seconds": seconds}
+        for c in range(int(config.warmup.training.num_train_epochs))
+    ]  # fmt: skip
 
 
 def _num_parameters(prepared: Prepared) -> int:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +10,28 @@ import numpy as np
 
 from dataflex_tools.artifact.manifest import MANIFEST, check_file, read_manifest, read_unchecked
 from dataflex_tools.artifact.plan import LoadedPlan, PlanRows, check_corpus, check_out, load_plan, write_plan
+from dataflex_tools.artifact.signal import vector_columns
 from dataflex_tools.core import dist
 from dataflex_tools.core.config import differences, to_mapping
 from dataflex_tools.core.errors import ArtifactError
 from dataflex_tools.core.fingerprint import digest
 from dataflex_tools.core.plan import Selection
 from dataflex_tools.core.rng import generator
-from dataflex_tools.core.signals import Rows, Signals
+from dataflex_tools.core.signals import Need, Rows, Signals
 from dataflex_tools.core.signals import Side as SideName
 from dataflex_tools.data.sources import check_exists
 from dataflex_tools.stages import inputs
 from dataflex_tools.stages.config import ScoreConfig, build_method, recorded
-from dataflex_tools.stages.signals import SignalJob, check_measurable, check_space, parent_of, plan_jobs, run_jobs
+from dataflex_tools.stages.kinds import KINDS, Context, settings_of
+from dataflex_tools.stages.signals import (
+    SignalJob,
+    check_measurable,
+    check_space,
+    parent_of,
+    plan_jobs,
+    row_bytes,
+    run_jobs,
+)
 from dataflex_tools.stages.warmup import Warmup, find_warmup, make_warmup, warmup_spec
 
 logger = logging.getLogger("flextools")
@@ -43,29 +53,40 @@ class Prepared:
     warmup_folder: Path | None
     reference: LoadedPlan | None
 
+    answers: inputs.Side | None
+    cache: Path
+
     @property
-    def sides(self) -> dict[str, inputs.Side]:
-        """Both sides by name."""
-        return {"pool": self.pool} | ({"target": self.target} if self.target else {})
+    def context(self) -> Context:
+        """What the kinds of signals look at."""
+        return Context(self.config, self.model_info, self.tokenizer, self.cache)
+
+    def side_of(self, need: Need) -> inputs.Side:
+        """The samples a need is about; for `loss_alone` the pool's answers without their prompts."""
+        side = self.answers if need.kind == "loss_alone" else {"pool": self.pool, "target": self.target}[need.side]
+        assert side is not None
+        return side
 
     @property
     def address(self) -> str:
         """Equal addresses give equal plans; how the work is split into batches and files is no part of it."""
-        named_by_content = ("model", "data", "target", "out", "licence")
-        config = {k: v for k, v in to_mapping(self.config).items() if k not in named_by_content}
-        config["gradient"] = self.config.gradient.address()
-        sides = {name: side.corpus.fingerprint for name, side in self.sides.items()}
-        groups = digest(self.target.corpus.group_N.tolist()) if self.target else None
+        target = self.target and [self.target.corpus.fingerprint, digest(self.target.corpus.group_N.tolist())]
+        base = [KINDS[n.kind](self.context, n, self.side_of(n), None).spec() for n in self.method.needs()]
         return digest(
-            {"config": config, "settings": to_mapping(self.method.settings), "sides": sides, "subtasks": groups,
-             "model": self.model_info["sha256"], "load": to_mapping(self.config.model.lora),
-             "dtype": self.config.model.dtype, "render": self.pool.tokens.render_digest,
+            {"method": self.config.method, "settings": to_mapping(self.method.settings), "seed": self.config.seed,
+             "pool": self.pool.corpus.fingerprint, "target": target, "signals": base, "warmup": self.warmup_spec,
+             "model": self.model_info["sha256"], "dtype": self.config.model.dtype,
+             "render": self.pool.tokens.render_digest,
              "reference": self.reference.manifest["digest"] if self.reference else None}
         )  # fmt: skip
 
-    def jobs(self, warmup: Warmup) -> list[SignalJob]:
-        """What the method needs, at each checkpoint."""
-        return plan_jobs(self.root, self.method.needs(), warmup, self.config.gradient, self.sides, self.model_info)
+    def jobs(
+        self, warmup: Warmup | None, chosen: Mapping[tuple[str, SideName], np.ndarray] | None = None
+    ) -> list[SignalJob]:
+        """What the method needs of all rows, at each checkpoint; given `chosen` rows, what it needs of these."""
+        needs = [need for need in self.method.needs() if need.of_chosen_rows == (chosen is not None)]
+        rows = [chosen[need.kind, need.side] if chosen is not None else None for need in needs]
+        return plan_jobs(self.root, list(zip(needs, rows, strict=True)), warmup, self.context, self.side_of)
 
 
 def prepare(config: ScoreConfig, cache: Path, *, overwrite: bool = False) -> Prepared:
@@ -90,13 +111,19 @@ def prepare(config: ScoreConfig, cache: Path, *, overwrite: bool = False) -> Pre
     if reference is not None:
         check_corpus(reference, corpus.fingerprint, corpus.ids_N16)
     pool = inputs.tokenize(corpus, tokenizer, config.render, cache)
-    spec = warmup = folder = None
-    if needs_warmup:
+    answers = None
+    if any(need.kind == "loss_alone" for need in method.needs()):
+        answers = inputs.tokenize(corpus, tokenizer, replace(config.render, answer_only=True), cache)
+    if method.needs():
         for side in (pool, *([target] if target else [])):
             inputs.check_vocabulary(side, tokenizer, config.model)
+    spec = warmup = folder = None
+    if needs_warmup:
         spec = warmup_spec(config.model, model_info["sha256"], pool.tokens.render_digest, config.warmup)
         warmup, folder = find_warmup(root, spec, pool, config.warmup)
-    return Prepared(config, method, root, tokenizer, pool, target, model_info, spec, warmup, folder, reference)
+    return Prepared(
+        config, method, root, tokenizer, pool, target, model_info, spec, warmup, folder, reference, answers, cache
+    )  # fmt: skip
 
 
 def check_settings(config: ScoreConfig) -> None:
@@ -107,10 +134,12 @@ def check_settings(config: ScoreConfig) -> None:
     for source in (*config.target, *config.data):
         check_exists(source)
     needs = build_method(config).needs()
+    for need in needs:
+        settings_of(need, config)
     if any(need.at_checkpoints for need in needs):
         check_training(config.warmup.training, world_size=dist.world_size(), where="warmup.training")
         check_model(config.model)
-    if any(need.kind == "gradient" for need in needs):
+    if any(need.kind in ("gradient", "reward_gradient") for need in needs):
         check_measurable(config.model)
 
 
@@ -170,23 +199,40 @@ def score(config: ScoreConfig, *, overwrite: bool = False) -> dict[str, Any]:
         if dist.is_main():
             logger.info("reused: %s has this plan already", config.out)
         return read_manifest(Path(config.out))
-    warmup, jobs = prepared.warmup, list[SignalJob]()
-    if prepared.warmup_spec is not None:
-        if warmup is not None and dist.is_main():
-            logger.info("reused: warm-up %s", warmup.folder.name)
-        if warmup is None:
-            num_checkpoints = int(config.warmup.training.num_train_epochs)
-            num_rows = sum(len(prepared.sides[need.side].tokens.rows_with_labels()) for need in prepared.method.needs())
-            check_space(prepared.root, num_rows * num_checkpoints, config.gradient)
-        warmup = warmup or _new_warmup(prepared)
-        jobs = prepared.jobs(warmup)
-        check_space(prepared.root, sum(job.num_missing for job in jobs), config.gradient)
-        run_jobs(prepared.root, jobs, config.model, warmup, prepared.tokenizer)
+    warmup = _warmup(prepared)
+    jobs = prepared.jobs(warmup)
+    check_space(prepared.root, sum(job.num_bytes for job in jobs))
+    run_jobs(prepared.root, jobs, prepared.context, warmup)
+    signals = _signals(prepared, warmup, jobs)
+    if any(need.of_chosen_rows for need in prepared.method.needs()):
+        chosen = dist.broadcast(prepared.method.rows_needed(signals) if dist.is_main() else None)
+        more = prepared.jobs(warmup, chosen)
+        run_jobs(prepared.root, more, prepared.context, warmup)
+        found = _signals(prepared, warmup, more)
+        signals = replace(signals, rows={**signals.rows, **found.rows}, columns={**signals.columns, **found.columns})
+        jobs += more
     if dist.is_main():
-        selection = prepared.method.select(_signals(prepared, warmup, jobs), rng=generator(config.seed, config.method))
+        selection = prepared.method.select(signals, rng=generator(config.seed, config.method))
         _write(prepared, selection, warmup, jobs, overwrite=overwrite)
     dist.barrier()
     return read_manifest(Path(config.out))
+
+
+def _warmup(prepared: Prepared) -> Warmup | None:
+    """The warm-up if the method needs one: found, or trained now."""
+    if prepared.warmup_spec is None:
+        return None
+    if prepared.warmup is not None:
+        if dist.is_main():
+            logger.info("reused: warm-up %s", prepared.warmup.folder.name)
+        return prepared.warmup
+    config, num_bytes = prepared.config, 0
+    for need in prepared.method.needs():
+        if need.at_checkpoints and need.kind == "gradient" and config.gradient.projection != "none":
+            rows = len(prepared.side_of(need).tokens.rows_with_labels()) * int(config.warmup.training.num_train_epochs)
+            num_bytes += rows * row_bytes(vector_columns(config.gradient.dim, config.gradient.storage))
+    check_space(prepared.root, num_bytes)
+    return _new_warmup(prepared)
 
 
 def _new_warmup(prepared: Prepared) -> Warmup:
@@ -198,12 +244,18 @@ def _new_warmup(prepared: Prepared) -> Warmup:
 
 def _signals(prepared: Prepared, warmup: Warmup | None, jobs: list[SignalJob]) -> Signals:
     rows: dict[tuple[str, SideName], list[Rows]] = {}
+    columns: dict[tuple[str, SideName], list[dict[str, np.ndarray]]] = {}
     for job in jobs:
-        rows.setdefault((job.need.kind, job.need.side), []).append(job.rows())
+        value, key = job.read(), (job.kind.need.kind, job.kind.need.side)
+        if isinstance(value, dict):
+            columns.setdefault(key, []).append(value)
+        else:
+            rows.setdefault(key, []).append(value)
     return Signals(
         pool=prepared.pool.samples(),
         target=prepared.target.samples() if prepared.target else None,
         rows=rows,
+        columns=columns,
         checkpoint_weight_C=warmup.weight_C if warmup else np.ones(1),
         reference_score_N=prepared.reference.score_N if prepared.reference else None,
     )
@@ -225,7 +277,7 @@ def _write(
         "model": prepared.model_info,
         "tokenizer": prepared.tokenizer.info(config.render),
         "parents": parents,
-        "stats": {**_stats(selection, pool), **target},
+        "stats": {**_stats(selection, pool), **target, "facts": dict(selection.facts)},
         "config": recorded(config),
         "licence": config.licence,
     }

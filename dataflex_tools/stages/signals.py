@@ -1,97 +1,106 @@
 """Signals of both sides: what exists is opened, what is missing is measured."""
 
+import functools
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from dataflex_tools.artifact.manifest import MANIFEST, read_manifest
-from dataflex_tools.artifact.signal import SignalStore, signal_folder, vector_columns
+from dataflex_tools.artifact.signal import SignalStore, signal_folder
 from dataflex_tools.core import dist
-from dataflex_tools.core.config import from_mapping, to_mapping
 from dataflex_tools.core.errors import ConfigError
 from dataflex_tools.core.signals import Need, Rows
 from dataflex_tools.models.settings import ModelSettings
-from dataflex_tools.score.settings import GradientSettings
-from dataflex_tools.stages.inputs import Side, Tokenizer
-from dataflex_tools.stages.warmup import Warmup, checkpoint_spec
+from dataflex_tools.stages.inputs import Side
+from dataflex_tools.stages.kinds import KINDS, Context, Kind
+from dataflex_tools.stages.warmup import Warmup
 
 logger = logging.getLogger("flextools")
 
 
 @dataclass(frozen=True)
 class SignalJob:
-    """One signal on one side at one checkpoint, and which of the side's rows its folder does not hold yet."""
+    """One signal on one side at one checkpoint (None: the base model), and how many of its rows are not measured yet.
 
-    need: Need
-    checkpoint: Path
-    settings: GradientSettings
+    `rows`: the rows a method chose, None for all that have labels.
+    """
+
+    kind: Kind
     store: SignalStore
-    side: Side
+    rows: np.ndarray | None
     num_missing: int
 
     @property
     def title(self) -> str:
         """For bars and log lines."""
-        return f"{self.need.kind} of {self.need.side} at {self.checkpoint.name}"
+        where = f" at {self.kind.checkpoint.name}" if self.kind.checkpoint else ""
+        return f"{self.kind.need.kind} of {self.kind.need.side}{where}"
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that what is missing takes on the disk, nearly."""
+        return self.num_missing * row_bytes(self.store.schema)
 
     @property
     def is_complete(self) -> bool:
         """Whether nothing is left to measure and the folder says so."""
         return self.num_missing == 0 and (self.store.folder / MANIFEST).exists()
 
-    def rows(self) -> Rows:
-        """The side's vectors; rows without labels are absent."""
-        tokens = self.side.tokens
-        return self.store.rows(tokens.ids_N16, absent_ok=tokens.num_labels_N == 0)
+    @property
+    def num_rows(self) -> int:
+        """Rows it is about."""
+        return len(self.kind.side.tokens.rows_with_labels() if self.rows is None else self.rows)
+
+    def _absent_ok(self) -> np.ndarray:
+        tokens = self.kind.side.tokens
+        absent = np.asarray(tokens.num_labels_N == 0)
+        return absent if self.rows is None else np.ones(len(absent), dtype=bool)
+
+    def read(self) -> Rows | dict[str, np.ndarray]:
+        """The side's vectors, or its numbers by name; rows without labels are absent."""
+        ids_N16 = self.kind.side.tokens.ids_N16
+        if names := self.kind.columns_read:
+            return {name: self.store.column(ids_N16, name, self._absent_ok()) for name in names}
+        return self.store.rows(ids_N16, absent_ok=self._absent_ok())
 
 
 def plan_jobs(
-    root: Path,
-    needs: Sequence[Need],
-    warmup: Warmup,
-    gradient: GradientSettings,
-    sides: Mapping[str, Side],
-    model: Mapping[str, Any],
-) -> list[SignalJob]:
-    """A job per need and checkpoint, checkpoint by checkpoint; `model` addresses the base model {sha256, dtype}."""
-    return [
-        _plan_job(root, need, checkpoint, gradient, sides[need.side], model)
-        for checkpoint in warmup.checkpoints
-        for need in needs
-    ]
+    root: Path, needs: Sequence[tuple[Need, np.ndarray | None]], warmup: Warmup | None, context: Context,
+    side_of: Callable[[Need], Side],
+) -> list[SignalJob]:  # fmt: skip
+    """A job per need and checkpoint, checkpoint by checkpoint, then those at the base model; rows None for all."""
+    jobs = []
+    for checkpoint in [*(warmup.checkpoints if warmup else []), None]:
+        for need, rows in needs:
+            if need.at_checkpoints == (checkpoint is not None):
+                kind = KINDS[need.kind](context, need, side_of(need), checkpoint)
+                jobs.append(_plan_job(root, kind, rows))
+    return jobs
 
 
-def _plan_job(
-    root: Path, need: Need, checkpoint: Path, gradient: GradientSettings, side: Side, model: Mapping[str, Any]
-) -> SignalJob:
-    settings = from_mapping(GradientSettings, {**to_mapping(gradient), **need.settings}, where=need.kind)
-    files = checkpoint_spec(checkpoint)
-    if settings.adam == "none":
-        del files["moments"]  # a plain gradient does not depend on them
-    spec = {
-        "kind": need.kind,
-        "model": model["sha256"],
-        "dtype": model["dtype"],
-        "checkpoint": files,
-        "render": side.tokens.render_digest,
-        "settings": settings.address(),
-    }
-    dim = _num_parameters(checkpoint) if settings.projection == "none" else settings.dim
-    store = SignalStore(signal_folder(root, spec), spec, vector_columns(dim, settings.storage))
-    num_missing = len(store.missing(side.tokens.ids_N16[side.tokens.rows_with_labels()]))
-    return SignalJob(need, checkpoint, settings, store, side, num_missing)
+def _plan_job(root: Path, kind: Kind, rows: np.ndarray | None) -> SignalJob:
+    spec, tokens = kind.spec(), kind.side.tokens
+    store = SignalStore(signal_folder(root, spec), spec, kind.columns())
+    wanted = tokens.rows_with_labels() if rows is None else rows
+    return SignalJob(kind, store, rows, len(store.missing(tokens.ids_N16[wanted])))
 
 
-def _num_parameters(checkpoint: Path) -> int:
-    from safetensors import safe_open
-
-    with safe_open(checkpoint / "adapter_model.safetensors", framework="np") as file:
-        return sum(int(np.prod(file.get_slice(name).get_shape())) for name in file.keys())  # noqa: SIM118 - not a mapping
+def row_bytes(schema: pa.Schema) -> int:
+    """Bytes of a stored row before compression; a list of any length counts as 64 numbers."""
+    total = 0
+    for field in schema:
+        is_fixed = pa.types.is_fixed_size_list(field.type)
+        if is_fixed or pa.types.is_list(field.type):
+            total += (field.type.list_size if is_fixed else 64) * field.type.value_type.bit_width // 8
+        else:
+            total += field.type.bit_width // 8
+    return total
 
 
 def check_measurable(model: ModelSettings) -> None:
@@ -103,51 +112,58 @@ def check_measurable(model: ModelSettings) -> None:
     PerSampleGradients(add_lora(empty_model(model), model.lora, seed=0), lambda name, grad_BP: None)
 
 
-def check_space(root: Path, num_rows: int, gradient: GradientSettings) -> None:
-    """Raise ConfigError if the disk has no room for `num_rows` more rows of signals."""
-    width = gradient.dim * (2 if gradient.storage == "float16" else 4)
+def check_space(root: Path, num_bytes: int) -> None:
+    """Raise ConfigError if the disk has no room for `num_bytes` more of signals."""
     above = next(path for path in (root, *root.absolute().parents) if path.exists())
-    needed, free = num_rows * width, shutil.disk_usage(above).free
-    if gradient.projection != "none" and needed > free:
+    free = shutil.disk_usage(above).free
+    if num_bytes > free:
         raise ConfigError(
-            f"the signals need {needed / 2**20:,.1f} MiB, {above} has {free / 2**20:,.1f} MiB free; free some, choose "
-            f"another --out, or set gradient.dim below {gradient.dim}"
+            f"the signals need {num_bytes / 2**20:,.1f} MiB, {above} has {free / 2**20:,.1f} MiB free; free some, choose "
+            "another --out, or set gradient.dim lower"
         )
 
 
-def run_jobs(root: Path, jobs: Sequence[SignalJob], model: ModelSettings, warmup: Warmup, tokenizer: Tokenizer) -> None:
-    """Measure what is missing; the base model is loaded only if something is, each adapter once."""
-    for checkpoint in dict.fromkeys(job.checkpoint for job in jobs):
-        here = [job for job in jobs if job.checkpoint == checkpoint]
-        if any(not job.is_complete for job in here):
-            _measure_at(root, checkpoint, here, model, warmup, tokenizer)
-        elif dist.is_main():
-            for job in here:
-                logger.info("reused: %s (%s)", job.title, job.store.folder.name)
+def run_jobs(root: Path, jobs: Sequence[SignalJob], context: Context, warmup: Warmup | None) -> None:
+    """Measure what is missing; a model is loaded only if something is, each adapter once."""
+    for checkpoint in dict.fromkeys(job.kind.checkpoint for job in jobs):
+        here = [job for job in jobs if job.kind.checkpoint == checkpoint]
+        load = functools.cache(functools.partial(_load, context.config.model, checkpoint))
+        for job in here:
+            if job.is_complete:
+                if dist.is_main():
+                    logger.info("reused: %s (%s)", job.title, job.store.folder.name)
+                continue
+            _measure(root, job, context, warmup, load)
 
 
-def _measure_at(
-    root: Path, checkpoint: Path, jobs: Sequence[SignalJob], model: ModelSettings, warmup: Warmup, tokenizer: Tokenizer
-) -> None:
+def _load(model: ModelSettings, checkpoint: Path | None) -> Any:
     from dataflex_tools.models.load import device, load_model
     from dataflex_tools.models.lora import load_adapter
-    from dataflex_tools.score.engine import measure
-    from dataflex_tools.score.gradient import GradientSignal, load_moments
 
-    adapted = load_adapter(load_model(model), checkpoint).to(device())
-    for job in jobs:
-        moments = None if job.settings.adam == "none" else load_moments(checkpoint / "moments.safetensors")
-        count = measure(GradientSignal(adapted, job.settings, moments), job.side.tokens, job.store, title=job.title)
-        if dist.is_main():
-            logger.info("%s: %s measured, %s reused", job.title, f"{count:,}", f"{len(job.side.tokens) - count:,}")
-            job.store.finish(
-                {
-                    "model": {"name": model.path, "sha256": job.store.spec["model"], "dtype": model.dtype},
-                    "tokenizer": {"sha256": tokenizer.sha256, "render": job.side.tokens.render_digest},
-                    "parents": [warmup.parent(root)],
-                }
-            )
-        dist.barrier()
+    base = load_model(model)
+    return (load_adapter(base, checkpoint) if checkpoint else base).to(device())
+
+
+def _measure(root: Path, job: SignalJob, context: Context, warmup: Warmup | None, load: Callable[[], Any]) -> None:
+    from dataflex_tools.score.engine import measure
+    from dataflex_tools.score.reward_gradient import RewardGradientSignal, measure_rewards
+
+    signal, tokens = job.kind.signal(load), job.kind.side.tokens
+    if isinstance(signal, RewardGradientSignal):
+        count = measure_rewards(signal, job.store, title=job.title)
+    else:
+        count = measure(signal, tokens, job.store, title=job.title, rows=job.rows)
+    if dist.is_main():
+        logger.info("%s: %s measured, %s reused", job.title, f"{count:,}", f"{job.num_rows - count:,}")
+        model = {"name": context.config.model.path, "sha256": job.store.spec["model"], "dtype": context.config.model.dtype}
+        job.store.finish(
+            {
+                "model": model,
+                "tokenizer": {"sha256": context.tokenizer.sha256, "render": tokens.render_digest},
+                "parents": [warmup.parent(root)] if warmup and job.kind.checkpoint else [],
+            }
+        )
+    dist.barrier()
 
 
 def parent_of(root: Path, job: SignalJob) -> dict[str, str]:

@@ -1,5 +1,6 @@
 import itertools
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -209,6 +210,24 @@ def test_a_zero_vector_stays_zero(tmp_path: Path) -> None:
     value_D, norm = read(signal.rows(ids_N16))[0]
     assert norm == 0
     assert not value_D.any()
+
+
+def test_every_finite_float16_is_widened_to_the_same_number() -> None:
+    half = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    half = half[np.isfinite(half)].reshape(-1, 64)
+    wide = stored_rows._widened(half)
+    assert wide.dtype == np.float32
+    np.testing.assert_array_equal(wide.view(np.uint32), half.astype(np.float32).view(np.uint32))
+
+
+def test_a_reader_that_stops_early_leaves_no_thread(tmp_path: Path) -> None:
+    ids_N16 = random_ids(12)
+    rows = measure(tmp_path, ids_N16).rows(ids_N16)
+    before = threading.active_count()
+    blocks = rows.blocks()
+    next(blocks)
+    blocks.close()
+    assert threading.active_count() == before
 
 
 def peak_while_reading(folder: Path, count: int, dim: int) -> int:

@@ -1,7 +1,7 @@
 import pytest
 
 from dataflex_tools.core.errors import ConfigError, DataError
-from dataflex_tools.data.templates import render
+from dataflex_tools.data.templates import answer_headers, render
 from tests.data.builders import CHATML, FORGETFUL, MARKED, byte_tokenizer, chat
 
 TWO_TURNS = chat("Hi", "Hello", "Bye", "Goodbye")
@@ -88,3 +88,44 @@ def test_tools_reach_the_own_template():
     text, answers = labelled({**chat("a", "b"), "tools": [{"name": "f"}]}, byte_tokenizer(shows))
     assert text.startswith('[{"name": "f"}]\n')
     assert answers == ["b<|im_end|>\n"]
+
+
+def headers(conversation, tokenizer, template="auto"):
+    text, spans = render(conversation, tokenizer, template)
+    return [text[start:end] for start, end in answer_headers(conversation, tokenizer, template, text, spans)]
+
+
+THOUGHTFUL = MARKED.replace("{% generation %}", "<think></think>{% generation %}")
+BARE = "{% for m in messages %}{{ '[' + m.content + ']' if m.role == 'user' else m.content + eos_token }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("chat_template", "template", "header"),
+    [
+        (CHATML, "auto", "<|im_start|>assistant\n"),
+        (MARKED, "auto", "<|im_start|>assistant\n"),
+        (THOUGHTFUL, "auto", "<|im_start|>assistant\n<think></think>"),
+        (BARE, "auto", ""),
+        (None, "chatml", "<|im_start|>assistant\n"),
+        (None, "alpaca", "### Response:\n"),
+        (None, "plain", "assistant: "),
+    ],
+)
+def test_the_header_of_each_answer_is_what_stands_between_its_prompt_and_it(chat_template, template, header):
+    assert headers(TWO_TURNS, byte_tokenizer(chat_template), template) == [header, header]
+
+
+def test_completions_and_texts_have_no_header():
+    tokenizer = byte_tokenizer(None, adds_bos=True)
+    assert headers({"prompt": "2+2=", "completion": " 4"}, tokenizer) == [""]
+    assert headers({"text": "abc"}, tokenizer) == [""]
+
+
+def test_a_header_that_cannot_be_found_is_an_error():
+    other_header = CHATML.replace("<|im_start|>assistant\n{% endif %}", "<|im_start|>model\n{% endif %}")
+    text, spans = render(TWO_TURNS, byte_tokenizer(CHATML), "auto")
+    with pytest.raises(DataError, match=r"answer 1 of 2 does not stand behind the header '<\|im_start\|>model"):
+        answer_headers(TWO_TURNS, byte_tokenizer(other_header), "auto", text, spans)
+    rewrites = CHATML.replace("{{ m.content }}", "{{ 'Please: ' if add_generation_prompt }}{{ m.content }}")
+    with pytest.raises(DataError, match="renders a turn differently before an answer"):
+        answer_headers(TWO_TURNS, byte_tokenizer(rewrites), "auto", text, spans)

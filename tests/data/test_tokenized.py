@@ -134,8 +134,10 @@ def test_rows_without_labels_are_kept_and_counted_but_not_all_may_be(tmp_path):
 
 def test_the_digest_follows_template_cutoff_and_tokenizer():
     base = render_digest(RenderSettings(), SHA)
-    others = [RenderSettings(template="plain"), RenderSettings(cutoff_len=2047)]
-    assert len({base, *(render_digest(other, SHA) for other in others), render_digest(RenderSettings(), "1" * 64)}) == 4
+    others = [RenderSettings(template="plain"), RenderSettings(cutoff_len=2047), RenderSettings(answer_only=True)]
+    assert len({base, *(render_digest(other, SHA) for other in others), render_digest(RenderSettings(), "1" * 64)}) == 5
+    # an address that changed would have every stored signal measured again
+    assert base == "c8cdf178f34375d21f14ebb4754dfcb6536fed952676dad3eaaf6d6f5d65cebe"
 
 
 def test_a_dropped_row_takes_its_tokens_with_it(tmp_path):
@@ -173,3 +175,50 @@ def test_open_files_do_not_grow_with_the_number_of_shards(tmp_path, monkeypatch)
     tokens = tokens_of(tmp_path, RECORDS)
     assert len(os.listdir("/proc/self/fd")) <= before + 3
     assert tokens.input_ids(29).size > 0
+
+
+@pytest.mark.parametrize("cutoff_len", [2048, 60, 44])
+@pytest.mark.parametrize("template", ["auto", "chatml", "alpaca", "plain"])
+def test_answer_only_keeps_the_labelled_tokens_behind_their_headers(tmp_path, template, cutoff_len):
+    tokenizer = byte_tokenizer()
+    records = [chat("Say", "It \u00e9"), chat("q" * 20, "Yes", "More", "x"), chat("Say", "z" * 30)]
+    settings = {"template": template, "cutoff_len": cutoff_len}
+    whole, alone = tokens_of(tmp_path, records, **settings), tokens_of(tmp_path, records, answer_only=True, **settings)
+    assert alone.render_digest != whole.render_digest
+    np.testing.assert_array_equal(alone.num_labels_N, whole.num_labels_N)
+    for row in range(3):
+        labels = whole.labels(row)
+        np.testing.assert_array_equal(alone.labels(row)[alone.labels(row) != -100], labels[labels != -100])
+    if cutoff_len == 2048:
+        header, ends = {
+            "auto": ("<|im_start|>assistant\n", ["<|im_end|>\n"] * 2), "plain": ("assistant: ", ["</s>"] * 2),
+            "chatml": ("<|im_start|>assistant\n", ["<|im_end|>\n"] * 2), "alpaca": ("### Response:\n", ["</s>"] * 2),
+        }[template]  # fmt: skip
+        assert tokenizer.decode(alone.input_ids(1)) == f"{header}Yes{ends[0]}{header}x{ends[1]}"
+
+
+def test_answer_only_keeps_the_begin_token_and_a_completion_without_one_loses_its_first_label(tmp_path):
+    records = [{"prompt": "2+2=", "completion": " 4"}]
+    begun = tokens_of(tmp_path, records, byte_tokenizer(None, adds_bos=True), answer_only=True)
+    assert byte_tokenizer().decode(begun.input_ids(0)) == "<s> 4</s>"
+    assert begun.num_labels_N.tolist() == [3]
+    bare = tokenize_corpus(
+        corpus_of(tmp_path, records), byte_tokenizer(None), RenderSettings(answer_only=True), tmp_path / "cache",
+        tokenizer_sha256="1" * 64,
+    )  # fmt: skip
+    assert byte_tokenizer().decode(bare.input_ids(0)) == " 4</s>"
+    assert bare.num_labels_N.tolist() == [2]
+
+
+def test_a_row_without_a_prompt_has_no_label_in_answer_only(tmp_path):
+    # its loss alone would equal its loss, which reads as a prompt that changes nothing
+    records = [{"prompt": "p", "completion": "c"}, {"prompt": "", "completion": "c"}]
+    assert tokens_of(tmp_path, records, answer_only=True).num_labels_N.tolist() == [1, 0]
+    # 16 tokens: of the second row only "assistant: long</s>" is left
+    tokens = tokens_of(tmp_path, [chat("Say", "c"), chat("Say", "long")], template="plain", cutoff_len=16, answer_only=True)
+    assert tokens.num_labels_N.tolist() == [2, 0]
+    with pytest.raises(DataError, match="answer_only needs records with a prompt"):
+        tokenize_corpus(
+            corpus_of(tmp_path, [{"text": "abc"}], "texts"), byte_tokenizer(adds_bos=True),
+            RenderSettings(answer_only=True), tmp_path / "cache", tokenizer_sha256=SHA,
+        )  # fmt: skip

@@ -23,7 +23,7 @@ def signals_from(train_CND, target_CMD, group_M, weight_C, has_labels_N=None) ->
         ("gradient", "pool"): [ArrayRows(np.asarray(x, float)) for x in train_CND],
         ("gradient", "target"): [ArrayRows(np.asarray(x, float)) for x in target_CMD],
     }
-    return Signals(pool, target, rows, np.asarray(weight_C))
+    return Signals(pool, target, rows, checkpoint_weight_C=np.asarray(weight_C))
 
 
 def vector_signals():

@@ -157,12 +157,13 @@ def test_an_error_that_is_not_memory_and_memory_at_one_sample_are_raised(tmp_pat
             measure(signal, tokens, open_store(tmp_path / "s", signal), title="test")
 
 
-def test_sample_whose_gradient_is_not_finite_is_named(tmp_path, signal):
-    tokens = FakeTokens([6, 7, 8])
+def test_sample_whose_gradient_is_not_finite_is_named(tmp_path):
+    model, tokens = tiny_model(), FakeTokens([6, 7, 8])
+    signal = GradientSignal(model, SETTINGS, random_moments(model))
     for row in range(3):
         tokens._ids[row] = np.where(tokens._ids[row] == 63, 0, tokens._ids[row])
     tokens._ids[1][0] = 63
     with torch.no_grad():
-        signal._model.get_input_embeddings().weight[63] = float("nan")
+        model.get_input_embeddings().weight[63] = float("nan")
     with pytest.raises(DataError, match=r"gradient of row 1 has norm nan \(1 of 3 rows"):
         measure(signal, tokens, open_store(tmp_path / "s", signal), title="test")

@@ -1,0 +1,40 @@
+"""Cosines with what comes before, against the published numbers and loops."""
+
+import numpy as np
+import pytest
+
+from dataflex_tools.ops import duplicates
+from dataflex_tools.ops.duplicates import cosine_to_earlier
+from tests.helpers import FLOAT64, vector
+
+
+def naive(value_JD, limit=None):
+    out, kept = [], []
+    for j, x in enumerate(value_JD):
+        against = range(j) if limit is None else kept
+        out.append(max([0.0, *(float(sum(a * b for a, b in zip(x, value_JD[i], strict=True))) for i in against)]))
+        if limit is not None and out[-1] <= limit:
+            kept.append(j)
+    return out
+
+
+def test_the_official_rule_gives_the_published_numbers():
+    data = vector("semdedup")
+    order, wanted = data["expected"]["order_hard_first"], data["expected"]["max_sim_to_earlier"]
+    value_JD = np.array(data["inputs"]["embeddings_unit"])[order]
+    np.testing.assert_allclose(cosine_to_earlier(value_JD), wanted, **FLOAT64)
+
+
+@pytest.mark.parametrize("limit", [None, 0.0, 0.4, 0.8, 1.0])
+@pytest.mark.parametrize("numbers", [1, 100, 2**22])
+def test_both_rules_equal_their_loops_for_any_block(monkeypatch, limit, numbers):
+    monkeypatch.setattr(duplicates, "_BLOCK_NUMBERS", numbers)
+    raw = np.random.default_rng(0).normal(size=(40, 3))
+    value_JD = raw / np.linalg.norm(raw, axis=1, keepdims=True)
+    np.testing.assert_allclose(cosine_to_earlier(value_JD, limit=limit), naive(value_JD, limit), **FLOAT64)
+
+
+def test_one_row_and_no_row():
+    assert cosine_to_earlier(np.ones((1, 3))).tolist() == [0]
+    assert cosine_to_earlier(np.ones((1, 3)), limit=0.9).tolist() == [0]
+    assert cosine_to_earlier(np.ones((0, 3))).tolist() == []
