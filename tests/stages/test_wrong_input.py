@@ -368,7 +368,7 @@ def test_weights_that_are_missing_or_do_not_fit_are_never_random(run: Any) -> No
         (["score", "--method", "less", "--model", "model"], "score: data is missing; give --data"),
         (["score", "--method", "less", "--model", "model", "--data", "pool.jsonl"], "'less' needs a target: give --target"),
         ([*SCORE, "--method", "random"], "method 'random' uses no target; leave --target out"),
-        ([*SCORE, "--method", "lss"], "unknown method 'lss'; did you mean 'less'"),
+        ([*SCORE, "--method", "lesss"], "unknown method 'lesss'; did you mean 'less'"),
         ([*SCORE, "--reference", "artifacts/less"], "method 'less' uses no reference"),
         ([*SCORE, "--set", "settings.agregate=x"], "'less' has no setting 'agregate'; did you mean 'aggregate'"),
         ([*SCORE, "--set", "settings.aggregate=x"], "aggregate is 'x', wanted one of mean_of_cosines, cosine_of_mean"),
