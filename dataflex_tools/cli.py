@@ -192,6 +192,44 @@ def inspect(
 
 
 @app.command()
+def compare(
+    artifacts: Annotated[list[Path], typer.Argument(metavar="A B [ARTIFACT]...", help="folders of plans")],
+    fraction: Annotated[
+        list[float] | None, typer.Option("--fraction", help="share of the samples to pick, in (0, 1]; repeatable")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Plans side by side: what their picks share, how alike they rank, domains and lengths of what they pick."""
+    from dataflex_tools.report.compare import FRACTIONS, compare_text
+    from dataflex_tools.report.compare import compare as compare_plans
+
+    result = compare_plans(artifacts, fraction or FRACTIONS)
+    typer.echo(json.dumps(result) if as_json else compare_text(result))
+
+
+@app.command("bench-select")
+def bench_select(
+    recipe: Annotated[Path, typer.Argument(help="YAML recipe, as pipelines/demo/bench.yaml")],
+    set_: Set = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Does a method beat random here? Trains on each method's pick and on random ones, and compares target losses."""
+    from dataflex_tools.report.bench import bench_estimate_text, bench_text
+    from dataflex_tools.stages.bench_select import bench_select as run_bench
+    from dataflex_tools.stages.bench_select import estimate_bench, load_bench
+
+    bench = load_bench(recipe, set_ or [])
+    if dry_run:
+        estimate = estimate_bench(bench)
+        typer.echo(json.dumps(estimate) if as_json else bench_estimate_text(estimate))
+        return
+    result = run_bench(bench)
+    if dist.is_main():
+        typer.echo(json.dumps(result) if as_json else bench_text(result))
+
+
+@app.command()
 def verify(artifacts: Annotated[list[Path], typer.Argument(help="folders of artifacts")], as_json: Json = False) -> None:
     """Recompute every digest; exit code 1 if anything differs from what was written."""
     from dataflex_tools.artifact.manifest import verify_artifact

@@ -4,6 +4,7 @@ Only weights in safetensors and modules of the sentence-transformers library its
 """
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +17,25 @@ _READ = (".json", ".safetensors", ".model", ".txt", ".jinja")  # what the librar
 _OTHER_FORMATS = ("onnx", "openvino", "original", "coreml")
 
 
-def load_sentence_model(name: str) -> Any:
-    """The SentenceTransformer, in eval mode, on this rank's device.
-
-    Raises ConfigError if the library is not installed or `name` holds no model that it can load safely.
-    """
+def check_sentence_model(name: str) -> Path:
+    """The model's folder. Raises ConfigError if the library is not installed, or `name` holds no model it loads safely."""
     folder, _ = _modules(name)
     for other in sorted(folder.rglob("pytorch_model.bin")):
         if not (other.parent / "model.safetensors").is_file() and not list(other.parent.glob("model-*.safetensors")):
             raise ConfigError(f"{other} are weights in pickle; save the model with safetensors")
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError:
+    if find_spec("sentence_transformers") is None:
         raise ConfigError(
             f"embedding.model {name} needs sentence-transformers, which is not installed; run "
             "`pip install 'flextools[embed]'`, or leave embedding.model out to embed with the scored model"
-        ) from None
+        )
+    return folder
+
+
+def load_sentence_model(name: str) -> Any:
+    """The SentenceTransformer, in eval mode, on this rank's device. Raises as `check_sentence_model`."""
+    folder = check_sentence_model(name)
+    from sentence_transformers import SentenceTransformer
+
     try:
         model = SentenceTransformer(
             str(folder), device=str(device()), local_files_only=True, model_kwargs={"use_safetensors": True}

@@ -129,6 +129,7 @@ def prepare(config: ScoreConfig, cache: Path, *, overwrite: bool = False) -> Pre
 def check_settings(config: ScoreConfig) -> None:
     """Raise for what can be seen to be wrong before any data is read: absent sources, model, LoRA targets, warm-up."""
     from dataflex_tools.models.load import check_model
+    from dataflex_tools.models.sentence import check_sentence_model
     from dataflex_tools.train.settings import check_training
 
     for source in (*config.target, *config.data):
@@ -141,6 +142,8 @@ def check_settings(config: ScoreConfig) -> None:
         check_model(config.model)
     if any(need.kind in ("gradient", "reward_gradient") for need in needs):
         check_measurable(config.model)
+    if config.embedding.model is not None and any(need.kind == "embedding" for need in needs):
+        check_sentence_model(config.embedding.model)
 
 
 def is_done(prepared: Prepared, *, overwrite: bool) -> bool:

@@ -20,7 +20,7 @@ def call(root: Path, *words: str, watch: Mapping[str, str] | None = None) -> sub
     """`words` as a command in `root`, watched by instrument/sitecustomize.py if asked to."""
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     if watch:
-        env |= {"PYTHONPATH": str(INSTRUMENT), **watch}
+        env |= {"PYTHONPATH": os.pathsep.join(filter(None, [str(INSTRUMENT), env.get("PYTHONPATH")])), **watch}
     return subprocess.run(words, cwd=root, env=env, capture_output=True, text=True, timeout=150, check=False)
 
 

@@ -66,3 +66,21 @@ def test_a_control_under_two_ranks_finishes_at_once_and_again(both: tuple[Path, 
         done = call(both[1], *TORCHRUN, *words)
         assert done.returncode == 0, done.stderr[-3000:]
         assert done.stdout.count("artifacts/random") == 1  # one rank answers
+
+
+def test_two_ranks_measure_and_score_by_the_representatives_that_one_chooses(tmp_path: Path) -> None:
+    settings = ("settings.rows_per_cluster=10", "settings.num_representatives=2", "gradient.part_rows=4")
+    words = ("score", "--config", "score.yaml", "--method", "cluster_less", "--out", "artifacts/cluster_less")
+    words += tuple(word for setting in settings for word in ("--set", setting))
+    plans = []
+    for name, launcher in (("one", (str(SCRIPT),)), ("two", TORCHRUN)):
+        root = make_project(tmp_path / name)
+        done = call(root, *launcher, *words)
+        assert done.returncode == 0, done.stderr[-3000:]
+        plans.append(load_plan(root / "artifacts" / "cluster_less"))
+        gradients = [path.parent for path in root.glob("artifacts/signals/gradient-*/manifest.json")]
+        assert sorted(len(list(folder.glob("part-*.parquet"))) for folder in gradients) == [2, 2, 3, 3]  # 6 and 12 rows
+        assert [verify_artifact(folder) for folder in gradients] == [[]] * 4
+    one, two = plans
+    np.testing.assert_array_equal(one.table["cluster"].to_numpy(), two.table["cluster"].to_numpy())
+    np.testing.assert_allclose(one.score_N, two.score_N, **TWO_RANKS)

@@ -1,8 +1,6 @@
 """Sentence-embedding models: built in code, their address, their size, and what is refused."""
 
-import builtins
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -95,16 +93,7 @@ def test_hash_follows_what_is_loaded_and_not_the_name(folder, tmp_path):
 
 
 def test_missing_library_is_one_line_that_names_the_extra(folder, monkeypatch):
-    actual = builtins.__import__
-
-    def without(name, *args, **kwargs):
-        if name.startswith("sentence_transformers"):
-            raise ImportError(name)
-        return actual(name, *args, **kwargs)
-
-    for name in [name for name in sys.modules if name.split(".")[0] == "sentence_transformers"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setattr("dataflex_tools.models.sentence.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'flextools\[embed\]'"):
         load_sentence_model(str(folder))
 

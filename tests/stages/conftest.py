@@ -26,22 +26,28 @@ def project(scored: Path, tmp_path: Path) -> Path:
 
 
 class Work:
-    """Model work done: gradients per signal, trainings by kind, models loaded."""
+    """Model work done: rows measured by kind of signal, gradients also by side; trainings, models loaded."""
 
     def __init__(self) -> None:
+        self.measured: dict[str, list[int]] = {}
         self.gradients: dict[str, list[int]] = {}
         self.num_trainings = 0
         self.num_loads = 0
 
     @property
     def is_none(self) -> bool:
-        return not self.gradients and not self.num_trainings and not self.num_loads
+        return not self.measured and not self.num_trainings and not self.num_loads
 
 
 @pytest.fixture
 def work(monkeypatch: pytest.MonkeyPatch) -> Work:
+    return count_work(monkeypatch)
+
+
+def count_work(monkeypatch: pytest.MonkeyPatch) -> Work:
+    """What is computed from now on, until the patch is undone."""
     from dataflex_tools.models import load
-    from dataflex_tools.score import engine
+    from dataflex_tools.score import engine, reward_gradient
     from dataflex_tools.train import run, warmup
 
     found = Work()
@@ -55,13 +61,16 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Work:
 
     def measure(signal: Any, *args: Any, **kwargs: Any) -> int:
         count = original(signal, *args, **kwargs)
-        # LESS: Adam directions on the pool's side, plain gradients on the target's
-        side = "target" if signal.settings["adam"] == "none" else "pool"
-        found.gradients.setdefault(side, []).append(count)
+        found.measured.setdefault(signal.kind, []).append(count)
+        if signal.kind == "gradient":
+            # LESS: Adam directions on the pool's side, plain gradients on the target's
+            side = "target" if signal.settings["adam"] == "none" else "pool"
+            found.gradients.setdefault(side, []).append(count)
         return count
 
     original = engine.measure
     monkeypatch.setattr(engine, "measure", measure)
+    monkeypatch.setattr(reward_gradient, "measure", measure)
     monkeypatch.setattr(load, "load_model", counted(load.load_model, "num_loads"))
     monkeypatch.setattr(run, "resume", counted(run.resume, "num_trainings"))
     monkeypatch.setattr(warmup, "resume", counted(warmup.resume, "num_trainings"))
