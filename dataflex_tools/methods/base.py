@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from dataflex_tools.core.mixing import Domains, Mixture, MixState, Observation, Observed
 from dataflex_tools.core.plan import Selection
 from dataflex_tools.core.signals import Need, Side, Signals
 
@@ -42,3 +43,72 @@ class Selector(ABC):
     @abstractmethod
     def select(self, signals: Signals, *, rng: np.random.Generator) -> Selection:
         """Score every pool row; -inf for rows that must never be taken, e.g. those without labels."""
+
+
+class Mixer(ABC):
+    """Decides how much of each domain to train on. A subclass is one of the three kinds below.
+
+    `Settings`, `cost` and `paper` are as in `Selector`.
+    """
+
+    kind: ClassVar[str] = "mixer"
+    Settings: ClassVar[type]
+    paper: ClassVar[str]
+    cost: ClassVar[str]
+
+    def __init__(self, settings: Any) -> None:
+        self.settings = settings
+
+
+class StaticMixer(Mixer):
+    """Proportions from what is known without a model."""
+
+    @abstractmethod
+    def mix(self, domains: Domains, *, rng: np.random.Generator) -> Mixture:
+        """The proportions. Raises ConfigError if a setting does not fit the domains."""
+
+
+class OnlineMixer(Mixer):
+    """Proportions that change while a model trains; everything remembered is in the state.
+
+    `observes`: what an update is told. `loss`: of the step's batch; `excess_loss`: of the batch, per token over a reference
+    model and clipped at 0; `held_out_loss`; `router_load`: tokens per expert of the last mixture-of-experts layer, on
+    held-out rows. `weighs_loss`: the weights scale the loss of a step, whose batch is drawn by `sampling_weights`; else the
+    weights draw the batches of the steps that follow.
+    """
+
+    observes: ClassVar[Observed]
+    weighs_loss: ClassVar[bool] = False
+
+    @property
+    def update_every(self) -> int:
+        """Optimizer steps from one update to the next."""
+        return 1
+
+    @abstractmethod
+    def start(self, domains: Domains) -> MixState:
+        """The state before the first step; raises ConfigError if a setting does not fit the domains."""
+
+    @abstractmethod
+    def update(self, state: MixState, seen: Observation) -> MixState:
+        """The state after `seen`; a pure function."""
+
+    @abstractmethod
+    def finish(self, domains: Domains, trajectory: tuple[MixState, ...]) -> Mixture:
+        """What a training should follow, from the start state and the state after each update."""
+
+    def sampling_weights(self, domains: Domains) -> np.ndarray:
+        """(K,) proportions of the batches where `weighs_loss`; uniform by default."""
+        return np.full(len(domains), 1 / len(domains))
+
+
+class SwarmMixer(Mixer):
+    """Proportions fitted to the held-out losses of many small trainings."""
+
+    @abstractmethod
+    def mixtures(self, domains: Domains, *, rng: np.random.Generator) -> np.ndarray:
+        """(S, K) proportions, one training each."""
+
+    @abstractmethod
+    def fit(self, domains: Domains, weight_SK: np.ndarray, loss_SK: np.ndarray, *, rng: np.random.Generator) -> Mixture:
+        """The proportions that the fit prefers; `loss_SK`: held-out nats per token of each domain after each training."""

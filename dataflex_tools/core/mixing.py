@@ -1,0 +1,116 @@
+"""Mixtures: what a mixer decides, domain proportions over the steps of a training, and what it is told on the way."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from dataflex_tools.core.errors import ConfigError, did_you_mean
+
+# K domains, S entries of a schedule, E experts
+
+Observed = Literal["loss", "excess_loss", "held_out_loss", "router_load"]
+_SUM_TOLERANCE = 1e-6  # what rounding to six digits leaves
+
+
+@dataclass(frozen=True)
+class Domains:
+    """What is known of K domains without a model; `num_rows_K`, `num_tokens_K`: (K,) int64, none of them 0.
+
+    `vocab_size`: entries of the tokenizer.
+    """
+
+    names: tuple[str, ...]
+    num_rows_K: np.ndarray
+    num_tokens_K: np.ndarray
+    vocab_size: int
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@dataclass(frozen=True)
+class MixState:
+    """All that an online mixer remembers: optimizer steps it has seen, weights (K,) and one score per domain (K,)."""
+
+    step: int
+    weight_K: np.ndarray
+    score_K: np.ndarray
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What one update of an online mixer is told, summed over the global batch or the held-out rows of all ranks.
+
+    `step`: optimizer steps including this one, from 1. `sum_K`: nats, `num_tokens_K`: label tokens, 0 for a domain that
+    was not there. `load_KE`: tokens each expert got, for `router_load` only (`sum_K` is then unused).
+    """
+
+    step: int
+    sum_K: np.ndarray
+    num_tokens_K: np.ndarray
+    load_KE: np.ndarray | None = None
+
+    @property
+    def mean_K(self) -> np.ndarray:
+        """Nats per label token, (K,) float64; NaN for a domain without a token."""
+        has_K = self.num_tokens_K > 0
+        return np.divide(self.sum_K, self.num_tokens_K, out=np.full(len(has_K), np.nan), where=has_K)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Domain proportions of a training: row s of `weight_SK` holds from optimizer step `step_S[s]` (from 0) to the next.
+
+    Rows are non-negative and sum to 1. `trajectory`: the states an online mixer went through, its start included. `tables`:
+    further numbers by name, each a mapping of columns. `facts`: JSON values a reader should know of how it was decided.
+    """
+
+    names: tuple[str, ...]
+    step_S: np.ndarray
+    weight_SK: np.ndarray
+    trajectory: tuple[MixState, ...] = ()
+    tables: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.weight_SK.shape != (len(self.step_S), len(self.names)) or not len(self.step_S):
+            raise ValueError(
+                f"mixture: {self.weight_SK.shape} weights for {len(self.step_S)} steps of {len(self.names)} domains"
+            )
+        if self.step_S[0] != 0 or (np.diff(self.step_S) <= 0).any():
+            raise ValueError(f"mixture: steps {self.step_S[:4]}... do not ascend from 0")
+        if not np.isfinite(self.weight_SK).all() or (self.weight_SK < 0).any():
+            raise ConfigError("a mixture has a weight that is negative or not finite")
+        if (off := np.abs(self.weight_SK.sum(axis=1) - 1).max()) > _SUM_TOLERANCE:
+            raise ConfigError(f"a mixture's weights do not sum to 1: they are off by {off:.3g}")
+
+    @classmethod
+    def constant(cls, names: Sequence[str], weight_K: np.ndarray, **more: Any) -> "Mixture":
+        """The same proportions at every step; `weight_K` is scaled to sum to 1."""
+        weight_1K = np.asarray(weight_K, dtype=np.float64)[None] / np.sum(weight_K)
+        return cls(tuple(names), np.zeros(1, dtype=np.int64), weight_1K, **more)
+
+    @property
+    def entropy(self) -> float:
+        """Of the last proportions, nats; 0 when one domain has all, log K when all have the same."""
+        weight_K = self.weight_SK[-1]
+        positive = weight_K[weight_K > 0]
+        return float(-(positive * np.log(positive)).sum())
+
+
+def weights_of(given: Mapping[str, float], names: Sequence[str], *, where: str) -> np.ndarray:
+    """Weights by domain name as (K,) float64 in the order of `names`, scaled to sum to 1; a domain not named gets 0.
+
+    Raises ConfigError for an unknown name (with the nearest), a negative or non-finite weight, or weights that are all 0.
+    """
+    for name, value in given.items():
+        if name not in names:
+            raise ConfigError(f"{where} names {name!r}, which is no domain of the data; {did_you_mean(name, names)}")
+        if not np.isfinite(value) or value < 0:
+            raise ConfigError(f"{where}: the weight of {name!r} is {value}, wanted a number of 0 or more")
+    weight_K = np.array([float(given.get(name, 0.0)) for name in names])
+    if weight_K.sum() <= 0:
+        raise ConfigError(f"{where}: no domain has a weight above 0")
+    return np.asarray(weight_K / weight_K.sum())
