@@ -56,7 +56,7 @@ class Observation:
     def mean_K(self) -> np.ndarray:
         """Nats per label token, (K,) float64; NaN for a domain without a token."""
         has_K = self.num_tokens_K > 0
-        return np.divide(self.sum_K, self.num_tokens_K, out=np.full(len(has_K), np.nan), where=has_K)
+        return np.asarray(np.divide(self.sum_K, self.num_tokens_K, out=np.full(len(has_K), np.nan), where=has_K))
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,8 @@ class Mixture:
 
     def __post_init__(self) -> None:
         if self.weight_SK.shape != (len(self.step_S), len(self.names)) or not len(self.step_S):
-            raise ValueError(
-                f"mixture: {self.weight_SK.shape} weights for {len(self.step_S)} steps of {len(self.names)} domains"
-            )
+            shape = self.weight_SK.shape
+            raise ValueError(f"mixture: {shape} weights for {len(self.step_S)} steps of {len(self.names)} domains")
         if self.step_S[0] != 0 or (np.diff(self.step_S) <= 0).any():
             raise ValueError(f"mixture: steps {self.step_S[:4]}... do not ascend from 0")
         if not np.isfinite(self.weight_SK).all() or (self.weight_SK < 0).any():

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dataflex_tools.core.mixing import Domains, Mixture, MixState, Observation, Observed
+from dataflex_tools.core.mixing import Domains, MixState, Mixture, Observation, Observed
 from dataflex_tools.core.plan import Selection
 from dataflex_tools.core.signals import Need, Side, Signals
 
