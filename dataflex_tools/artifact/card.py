@@ -22,19 +22,33 @@ _MEANING = {
     "value": "the vector, scaled to length 1",
 }
 _MEANING_IN_SIGNAL = {"row": "position of the sample within this signal"}
+_MEANING_IN_MIXTURE = {
+    "step": "optimizer step, from 0, from which on the weights hold",
+    "domain": "name of the domain",
+    "weight": "share of the training that the domain gets; sums to 1 over the domains of a step",
+}
 
 
-def dataset_card(body: Mapping[str, Any], schema: pa.Schema, *, data_files: str) -> str:
-    """The card's text for a manifest `body`; `data_files`: name or pattern of the Parquet files that hold the rows."""
-    is_signal = body["kind"] == "signal"
+def dataset_card(
+    body: Mapping[str, Any], schema: pa.Schema, *, data_files: str, further: Mapping[str, str] | None = None
+) -> str:
+    """The card's text for a manifest `body`; `data_files`: name or pattern of the Parquet files that hold the rows.
+
+    `further`: files of other columns, by the name under which `datasets.load_dataset(folder, name)` finds them.
+    """
+    is_signal, is_mixture = body["kind"] == "signal", body.get("facet") == "mix"
     what = body["signal"] if is_signal else body["method"]
     front = {
-        "pretty_name": f"flextools {body['kind']}: {what}",
+        "pretty_name": f"flextools {'mixture' if is_mixture else body['kind']}: {what}",
         "license": body.get("licence") or "unknown",
-        "tags": ["flextools", "data-selection", what],
-        "configs": [{"config_name": "default", "default": True, "data_files": data_files}],
+        "tags": ["flextools", "data-mixing" if is_mixture else "data-selection", what],
+        "configs": [
+            {"config_name": "default", "default": True, "data_files": data_files},
+            *({"config_name": name, "data_files": file} for name, file in (further or {}).items()),
+        ],
     }
-    meaning = {**_MEANING, **(_MEANING_IN_SIGNAL if is_signal else {})}
+    own = _MEANING_IN_SIGNAL if is_signal else _MEANING_IN_MIXTURE if is_mixture else {}
+    meaning = {**_MEANING, **own}
     columns = "".join(f"| {f.name} | {f.type} | {meaning.get(f.name, 'detail of the method')} |\n" for f in schema)
     facts = "".join(f"* {name}: {value}\n" for name, value in _facts(body))
     return (
@@ -48,9 +62,18 @@ def dataset_card(body: Mapping[str, Any], schema: pa.Schema, *, data_files: str)
 def _facts(body: Mapping[str, Any]) -> list[tuple[str, str]]:
     corpus, model = body.get("corpus") or {}, body.get("model") or {}
     facts = [("samples", f"{corpus['rows']:,}")] if "rows" in corpus else []
-    if domains := corpus.get("domains"):
+    if body.get("facet") == "mix":
+        facts += _mixture_facts(body["stats"])
+    elif domains := corpus.get("domains"):
         shown = ", ".join(str(name) for name in list(domains)[:20])
         facts.append(("domains", shown + (f" and {len(domains) - 20} more" if len(domains) > 20 else "")))
     if "name" in model:
         facts.append(("model", f"{model['name']} (weights SHA-256 {str(model.get('sha256'))[:16]}...)"))
     return facts
+
+
+def _mixture_facts(stats: Mapping[str, Any]) -> list[tuple[str, str]]:
+    weights = sorted(stats["weights"].items(), key=lambda item: -item[1])
+    shown = ", ".join(f"{name} {weight:.4g}" for name, weight in weights[:20])
+    more = f" and {len(weights) - 20} more" if len(weights) > 20 else ""
+    return [("weights", shown + more), *(("warning", text) for text in stats["warnings"])]

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path, PurePosixPath
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import pyarrow as pa
 
@@ -70,6 +70,17 @@ def read_unchecked(folder: Path) -> dict[str, Any]:
 def manifest_digest(manifest: Mapping[str, Any]) -> str:
     """SHA-256 of a manifest without its `digest`, `created` and `producer`."""
     return digest({key: value for key, value in manifest.items() if key not in _NOT_IN_DIGEST})
+
+
+def facet_of(manifest: Mapping[str, Any]) -> Literal["select", "mix"]:
+    """What a plan decides: which samples ("select", also of plans without the field), or domain proportions ("mix").
+
+    Raises ArtifactError for a facet that this version does not know.
+    """
+    facet = manifest.get("facet", "select")
+    if facet == "select" or facet == "mix":
+        return facet  # type: ignore[no-any-return]
+    raise ArtifactError(f"a plan has the facet {facet!r}, this version reads 'select' and 'mix': update flextools")
 
 
 def file_entry(folder: Path, path: str) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """A plan on disk: a score for every sample of a corpus, with what it was made from."""
 
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,28 +8,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dataflex_tools.artifact.card import CARD, dataset_card
-from dataflex_tools.artifact.files import (
-    open_parquet,
-    read_columns,
-    remove_leftovers,
-    sync,
-    temporary_for,
-    with_metadata,
-    write_bytes,
-    write_table,
-)
+from dataflex_tools.artifact.card import dataset_card
+from dataflex_tools.artifact.files import open_parquet, read_columns, with_metadata
+from dataflex_tools.artifact.folder import check_can_be_made as check_can_be_made
+from dataflex_tools.artifact.folder import check_out as check_out
+from dataflex_tools.artifact.folder import write_folder
 from dataflex_tools.artifact.ids import as_keys
-from dataflex_tools.artifact.manifest import (
-    FORMAT,
-    MANIFEST,
-    check_file,
-    file_entry,
-    read_manifest,
-    read_unchecked,
-    verify_artifact,
-    write_manifest,
-)
+from dataflex_tools.artifact.manifest import FORMAT, check_file, facet_of, read_manifest
 from dataflex_tools.core.errors import ArtifactError
 from dataflex_tools.core.plan import Selection
 
@@ -65,18 +48,8 @@ def write_plan(
     """
     table = _table(selection, rows, {"kind": "plan", "method": facts["method"]})
     body = {"kind": "plan", "licence": "unknown", **facts}
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(folder.parent, folder.name)
-    temporary = temporary_for(folder)
-    try:
-        temporary.mkdir()
-        write_table(temporary / SCORES, table, rows_per_group=_ROWS_PER_GROUP)
-        write_bytes(temporary / CARD, dataset_card(body, table.schema, data_files=SCORES).encode())
-        files = [file_entry(temporary, name) for name in (SCORES, CARD)]
-        manifest = write_manifest(temporary, {**body, "files": files})
-        return _put_in_place(temporary, folder, manifest, overwrite)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    card = dataset_card(body, table.schema, data_files=SCORES)
+    return write_folder(folder, body, tables={SCORES: table}, card=card, rows_per_group=_ROWS_PER_GROUP, overwrite=overwrite)
 
 
 @dataclass(frozen=True)
@@ -101,6 +74,11 @@ def load_plan(folder: Path) -> LoadedPlan:
     manifest = read_manifest(folder)
     if manifest.get("kind") != "plan":
         raise ArtifactError(f"{folder} is an artifact of kind {manifest.get('kind')!r}, wanted 'plan': give a scored one")
+    if facet_of(manifest) != "select":
+        raise ArtifactError(
+            f"{folder} is a mixture, wanted a selection; give the artifact of a method that scores samples, or follow the "
+            f"mixture with `flextools train --artifacts {folder}`"
+        )
     check_file(folder, manifest, SCORES)
     with open_parquet(folder / SCORES) as file:
         table = read_columns(file, folder / SCORES)
@@ -175,72 +153,3 @@ def _table(selection: Selection, rows: PlanRows, own: Mapping[str, Any]) -> pa.T
         "num_tokens": rows.num_tokens_N.astype(np.int32), "score": selection.score_N.astype(np.float64), **selection.detail,
     })  # fmt: skip
     return table.cast(with_metadata(table.schema, {"format": FORMAT, **own}))
-
-
-def check_out(folder: Path, *, overwrite: bool = False) -> None:
-    """Raise ArtifactError if a plan could not be written to `folder` for what it holds, whatever the plan's content.
-
-    That is: a file, a folder that cannot be made, files that no manifest lists, or an artifact that is no plan.
-    """
-    check_can_be_made(folder)
-    if not folder.exists() or not any(folder.iterdir()):
-        return
-    if not (folder / MANIFEST).exists():
-        shown = ", ".join(sorted(path.name for path in folder.iterdir())[:3])
-        raise ArtifactError(f"{folder} holds something that is no artifact ({shown}); choose another --out")
-    current = read_unchecked(folder) if overwrite else read_manifest(folder)
-    if (kind := current.get("kind")) != "plan":
-        raise ArtifactError(f"{folder} holds an artifact of kind {kind!r}, which no plan replaces; choose another --out")
-    if overwrite:
-        _refuse_foreign_files(folder, current)
-
-
-def check_can_be_made(folder: Path) -> None:
-    """Raise ArtifactError unless `folder` is a folder, or can become one."""
-    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise ArtifactError(f"{folder} is not a folder; choose another --out")
-    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not above.is_dir():
-        raise ArtifactError(f"{folder} cannot be made: {above} is a file; choose another --out")
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise ArtifactError(f"{folder} cannot be made: {above} is not writable; choose another --out")
-
-
-def _put_in_place(temporary: Path, folder: Path, manifest: dict[str, Any], overwrite: bool) -> dict[str, Any]:
-    sync(temporary)
-    check_can_be_made(folder)
-    if not folder.exists() or not any(folder.iterdir()):
-        os.rename(temporary, folder)
-    else:
-        current = read_unchecked(folder) if (folder / MANIFEST).exists() else None
-        if current is not None and current.get("digest") == manifest["digest"] and not verify_artifact(folder):
-            return current
-        _refuse_or_replace(temporary, folder, current, overwrite)
-    sync(folder.parent)
-    return manifest
-
-
-def _refuse_or_replace(temporary: Path, folder: Path, current: Mapping[str, Any] | None, overwrite: bool) -> None:
-    _refuse_foreign_files(folder, current)
-    if not overwrite and current is not None:
-        what = current.get("method") or current.get("signal") or ""
-        raise ArtifactError(
-            f"{folder} holds another artifact, or one that was changed ({current['kind']} {what}, created "
-            f"{current.get('created')}); choose another --out, or give --overwrite to replace it"
-        )
-    old = temporary.with_suffix(".old")
-    os.rename(folder, old)
-    try:
-        os.rename(temporary, folder)
-    except OSError:
-        os.rename(old, folder)
-        raise
-    shutil.rmtree(old)
-
-
-def _refuse_foreign_files(folder: Path, current: Mapping[str, Any] | None) -> None:
-    listed = {MANIFEST, *(entry["path"] for entry in current["files"])} if current else set()
-    present = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir() or p.is_symlink())
-    if foreign := [name for name in present if name not in listed]:
-        shown = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else "")
-        raise ArtifactError(f"{folder} holds files that no artifact lists ({shown}); choose another --out")
