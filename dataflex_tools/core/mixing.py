@@ -6,12 +6,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dataflex_tools.core.errors import ConfigError, did_you_mean
+from dataflex_tools.core.errors import ConfigError, DataError, did_you_mean
 
 # K domains, S entries of a schedule, E experts
 
 Observed = Literal["loss", "excess_loss", "held_out_loss", "router_load"]
+Follow = Literal["schedule", "mean", "last"]
 _SUM_TOLERANCE = 1e-6  # what rounding to six digits leaves
+_NEAR_ONE_HOT = 0.95
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,25 @@ class Mixture:
         weight_1K = np.asarray(weight_K, dtype=np.float64)[None] / np.sum(weight_K)
         return cls(tuple(names), np.zeros(1, dtype=np.int64), weight_1K, **more)
 
+    @classmethod
+    def of_trajectory(cls, names: Sequence[str], trajectory: tuple[MixState, ...], *, follow: Follow) -> "Mixture":
+        """What an online mixer went through, to follow again.
+
+        `schedule` replays it: weights decided after optimizer step t hold from step index t (from 0) on. `mean` is constant:
+        the mean over the optimizer steps up to the last update; `last` is constant: what the last update decided.
+        """
+        step_S = np.array([state.step for state in trajectory], dtype=np.int64)
+        weight_SK = np.stack([state.weight_K for state in trajectory])
+        facts = {"num_updates": len(trajectory) - 1, **concentration(names, weight_SK[-1])}
+        if follow == "schedule":
+            return cls(tuple(names), step_S, weight_SK, trajectory, facts=facts)
+        if follow == "mean" and len(trajectory) > 1:
+            weight_K = np.average(weight_SK[:-1], axis=0, weights=np.diff(step_S))
+            facts |= concentration(names, weight_K)
+        else:
+            weight_K = weight_SK[-1]
+        return cls.constant(names, weight_K, trajectory=trajectory, facts=facts)
+
     @property
     def entropy(self) -> float:
         """Of the last proportions, nats; 0 when one domain has all, log K when all have the same."""
@@ -113,3 +134,45 @@ def weights_of(given: Mapping[str, float], names: Sequence[str], *, where: str) 
     if weight_K.sum() <= 0:
         raise ConfigError(f"{where}: no domain has a weight above 0")
     return np.asarray(weight_K / weight_K.sum())
+
+
+def starting_weights(given: str | Mapping[str, float], domains: Domains, *, where: str) -> np.ndarray:
+    """The (K,) float64 weights that a setting asks for: `natural` (by tokens), `uniform`, or by domain name.
+
+    Raises ConfigError as `weights_of` and `check_starting_weights` do.
+    """
+    check_starting_weights(given, where=where)
+    if isinstance(given, Mapping):
+        return weights_of(given, domains.names, where=where)
+    if given == "natural":
+        return np.asarray(domains.num_tokens_K / domains.num_tokens_K.sum())
+    return np.full(len(domains), 1 / len(domains))
+
+
+def check_starting_weights(given: str | Mapping[str, float], *, where: str) -> None:
+    """Raise ConfigError for a word that is neither `natural` nor `uniform`; for settings, before the domains are known."""
+    if isinstance(given, str) and given not in (words := ("natural", "uniform")):
+        hint = did_you_mean(given, words)
+        raise ConfigError(f"{where} is {given!r}, wanted 'natural', 'uniform' or a weight for each domain; {hint}")
+
+
+def concentration(names: Sequence[str], weight_K: np.ndarray) -> dict[str, Any]:
+    """Facts on how much one domain gets: entropy in nats, the largest weight, and a warning where little else is left."""
+    largest = int(np.argmax(weight_K))
+    name, weight = names[largest], float(weight_K[largest])
+    facts = {"entropy": Mixture.constant(names, weight_K).entropy, "largest_domain": name, "largest_weight": weight}
+    if weight > _NEAR_ONE_HOT and len(names) > 1:
+        facts["warning"] = f"near one-hot: {name!r} has {weight:.1%} of the weight, the other {len(names) - 1} the rest"
+    return facts
+
+
+def finite_means(seen: Observation, names: Sequence[str], *, where: str) -> np.ndarray:
+    """`seen.mean_K`, NaN only for domains without a token. Raises DataError, with the domain, if another is not finite."""
+    mean_K = seen.mean_K
+    for name, mean, count in zip(names, mean_K, seen.num_tokens_K, strict=True):
+        if count > 0 and not np.isfinite(mean):
+            raise DataError(
+                f"{where}: the loss of domain {name!r} is {mean} over {int(count):,} tokens at step {seen.step}, wanted a "
+                f"finite number; the model has diverged (lower the learning rate) or a stored reference loss is damaged"
+            )
+    return mean_K
