@@ -254,15 +254,23 @@ def verify(artifacts: Annotated[list[Path], typer.Argument(help="folders of arti
 
 @app.command()
 def methods(as_json: Json = False) -> None:
-    """Every method: name, kind, signals it needs, cost, paper."""
+    """Every method: name, kind, the signals it needs or what it observes, cost, paper."""
     from dataflex_tools.methods import METHODS
+    from dataflex_tools.methods.base import OnlineMixer, Selector, SwarmMixer
     from dataflex_tools.report.tables import methods_table
 
     rows = []
     for name in METHODS.names():
         cls = METHODS.find(name)
-        needs = sorted({f"{need.kind} ({need.side})" for need in cls(cls.Settings()).needs()})
-        rows.append({"name": name, "kind": cls.kind, "signals": needs, "cost": cls.cost, "paper": cls.paper})
+        needs, observes = set(), []
+        if issubclass(cls, Selector):
+            needs = {f"{need.kind} ({need.side})" for need in cls(cls.Settings()).needs()}
+        elif issubclass(cls, OnlineMixer):
+            observes = [cls.observes]
+        elif issubclass(cls, SwarmMixer):
+            observes = ["held_out_loss"]
+        own = {"name": name, "kind": cls.kind, "signals": sorted(needs), "observes": observes}
+        rows.append({**own, "cost": cls.cost, "paper": cls.paper})
     typer.echo(json.dumps(rows) if as_json else methods_table(rows))
 
 

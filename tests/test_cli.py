@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from dataflex_tools.cli import app
 from dataflex_tools.core.errors import ConfigError
 from dataflex_tools.core.plan import Selection
+from dataflex_tools.methods import METHODS
 from tests.artifact.examples import plan
 
 
@@ -37,3 +38,20 @@ def test_compare_of_one_plan_is_refused(folders: list[str]) -> None:
 def test_bench_select_without_a_recipe_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="does not exist"):
         CliRunner().invoke(app, ["bench-select", str(tmp_path / "absent.yaml")], catch_exceptions=False)
+
+
+def test_methods_says_what_selectors_need_and_mixers_observe() -> None:
+    rows = {row["name"]: row for row in json.loads(CliRunner().invoke(app, ["methods", "--json"]).stdout)}
+    assert list(rows) == METHODS.names()
+    assert (rows["ifd"]["kind"], rows["ifd"]["observes"]) == ("selector", [])
+    assert rows["ifd"]["signals"] == ["loss (pool)", "loss_alone (pool)"]
+    observed = {"natural": [], "odm": ["loss"], "regmix": ["held_out_loss"]}
+    for name, observes in observed.items():
+        assert (rows[name]["kind"], rows[name]["signals"], rows[name]["observes"]) == ("mixer", [], observes)
+
+
+def test_methods_prints_selectors_before_mixers() -> None:
+    lines = CliRunner().invoke(app, ["methods"]).stdout.splitlines()
+    first = {line.split()[0]: i for i, line in enumerate(lines) if line[:1].isalpha()}
+    assert set(first) == {"method", *METHODS.names()}
+    assert first["zeroth"] < first["doremi"]

@@ -33,9 +33,12 @@ def losses_table(result: Mapping[str, Any]) -> str:
 
 
 def methods_table(methods: Sequence[Mapping[str, Any]]) -> str:
-    """A row per method."""
-    rows = [[m["name"], m["kind"], ", ".join(m["signals"]) or "none", m["cost"], m["paper"]] for m in methods]
-    return table(["method", "kind", "signals", "cost", "paper"], rows)
+    """A row per method, selectors with the signals they need, mixers with what they observe; one kind after the other."""
+    rows = [
+        [m["name"], m["kind"], ", ".join([*m["signals"], *m["observes"]]) or "none", m["cost"], m["paper"]]
+        for m in sorted(methods, key=lambda m: m["kind"], reverse=True)
+    ]
+    return table(["method", "kind", "needs or observes", "cost", "paper"], rows)
 
 
 def estimate_table(estimate: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Laws for every registered method; a new one is tested without writing anything."""
+"""Laws for every registered method, and for those that select; a new one is tested without writing anything."""
 
 import dataclasses
 import json
@@ -6,11 +6,14 @@ import json
 import numpy as np
 import pytest
 
+from dataflex_tools.core.config import from_mapping
 from dataflex_tools.core.errors import ConfigError
 from dataflex_tools.core.signals import ArrayRows, Samples, Signals
 from dataflex_tools.methods import METHODS
+from dataflex_tools.methods.base import Selector
 
 NUM, NUM_TARGET, DIM = 40, 6, 8
+SELECTORS = [name for name in METHODS.names() if issubclass(METHODS.find(name), Selector)]
 
 # Signals of numbers, by kind: (rng, size, checkpoint) -> (size,). Losses fall, and answers alone are harder than with
 # prompts, so that each labelled sample of the generic pool can be taken.
@@ -49,7 +52,7 @@ def build(name):
 @pytest.mark.parametrize("name", METHODS.names())
 def test_it_says_what_it_is(name):
     cls = METHODS.find(name)
-    assert cls.kind
+    assert cls.kind in ("selector", "mixer")
     assert cls.paper
     assert cls.cost
     assert dataclasses.is_dataclass(cls.Settings)
@@ -57,6 +60,15 @@ def test_it_says_what_it_is(name):
 
 
 @pytest.mark.parametrize("name", METHODS.names())
+def test_all_settings_have_defaults_and_an_unknown_one_is_an_error_with_the_nearest(name):
+    cls = METHODS.find(name)
+    cls.Settings()
+    for field in dataclasses.fields(cls.Settings):
+        with pytest.raises(ConfigError, match=f"no setting '{field.name}x'; did you mean '{field.name}'"):
+            from_mapping(cls.Settings, {f"{field.name}x": 1}, where=name)
+
+
+@pytest.mark.parametrize("name", SELECTORS)
 def test_each_row_gets_one_score_and_rows_without_labels_none(name):
     method = build(name)
     signals = signals_for(method)
@@ -72,7 +84,7 @@ def test_each_row_gets_one_score_and_rows_without_labels_none(name):
     assert all(column.shape == (NUM,) for column in plan.detail.values())
 
 
-@pytest.mark.parametrize("name", METHODS.names())
+@pytest.mark.parametrize("name", SELECTORS)
 def test_the_same_seed_gives_the_same_plan(name):
     method = build(name)
     plans = [method.select(signals_for(method), rng=np.random.default_rng(7)).score_N for _ in range(2)]
