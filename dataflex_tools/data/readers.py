@@ -179,6 +179,26 @@ def read_arrow(path: Path, bad: Bad) -> Iterator[Record]:
         raise DataError(f"{path} cannot be read as Arrow IPC ({_first(error)}); {looks_like(path)}") from None
 
 
+def read_text(path: Path, bad: Bad) -> Iterator[Record]:
+    """(1, {"text": all of it}) of a file of plain text; records under the wrong ending are an error, not a text."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not text in UTF-8 ({_cause(error)}): convert it; {looks_like(path)}") from None
+    if text.startswith("version https://git-lfs") or _is_object(text.lstrip().partition("\n")[0]):
+        raise DataError(f"{path} does not hold plain text; {looks_like(path)}")
+    yield 1, {"text": text}
+
+
+def _is_object(line: str) -> bool:
+    if not line.startswith("{"):
+        return False
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
 def _rows(batches: Iterator[pa.RecordBatch]) -> Iterator[Record]:
     number = 0
     for batch in batches:
@@ -209,4 +229,5 @@ READERS: dict[str, Callable[[Path, Bad], Iterator[Record]]] = {
     ".parquet": read_parquet,
     ".arrow": read_arrow,
     ".feather": read_arrow,
+    ".txt": read_text,
 }

@@ -221,10 +221,14 @@ def _open_folder(spec: SourceSpec, path: Path) -> Source:
         except (OSError, ValueError) as error:
             raise DataError(f"source {path} cannot be loaded as a saved dataset: {error}") from None
         return DatasetSource(spec, path.name, _one_split(spec, found))
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in READERS and not file.name.startswith("."))
+    shown = [file for file in path.iterdir() if not file.name.startswith(".")]
+    files = sorted(file for file in shown if file.suffix.lower() in READERS)
+    files = [file for file in files if file.suffix.lower() != ".txt"] or files  # beside data, text is a note about it
     endings = sorted({file.suffix.lower() for file in files})
     if not files or spec.split is not None or spec.subset is not None:
         return _open_dataset(spec, str(path))
+    if endings == [".txt"] and any(file.is_dir() for file in shown):
+        raise DataError(f"source {path} holds .txt files and folders; name the folder that holds the data, and no other")
     if len(endings) > 1:
         raise DataError(f"source {path} holds files of several kinds ({', '.join(endings)}); name one file or kind")
     return FileSource(spec, path.name, tuple(files))

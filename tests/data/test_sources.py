@@ -4,6 +4,7 @@ import datasets
 import pytest
 
 from dataflex_tools.core.errors import ConfigError, DataError
+from dataflex_tools.data.corpus import open_corpus
 from dataflex_tools.data.sources import SourceSpec, open_source, parse_source, read_records
 from tests.data.builders import alpaca, write_jsonl
 
@@ -91,15 +92,47 @@ def test_what_is_not_there_or_has_no_effect_is_an_error(tmp_path):
     for spec, error, message in cases:
         with pytest.raises(error, match=message):
             open_source(spec)
-    (tmp_path / "x.txt").write_text("a")
-    with pytest.raises(DataError, match=r"ends in '.txt'; files that can be read end in .jsonl"):
-        open_source(SourceSpec(path=str(tmp_path / "x.txt")))
+    (tmp_path / "x.docx").write_text("a")
+    with pytest.raises(DataError, match=r"ends in '.docx'; files that can be read end in .jsonl"):
+        open_source(SourceSpec(path=str(tmp_path / "x.docx")))
     (tmp_path / "b.csv").write_text("a")
     with pytest.raises(DataError, match=r"several kinds \(.csv, .jsonl\)"):
         open_source(SourceSpec(path=str(tmp_path)))
     (tmp_path / "e.jsonl").write_text("")
     with pytest.raises(DataError, match="is empty"):
         records(SourceSpec(path=str(tmp_path / "e.jsonl")))
+
+
+def test_text_files_are_one_record_each_in_name_order(tmp_path):
+    (tmp_path / "b.txt").write_text("second\n")
+    (tmp_path / "a.TXT").write_text("first\nline")
+    assert list(read_records(SourceSpec(path=str(tmp_path)))) == [(1, {"text": "first\nline"}), (2, {"text": "second\n"})]
+    assert records(SourceSpec(path=str(tmp_path / "b.txt"))) == [{"text": "second\n"}]
+    (tmp_path / "more").mkdir()
+    with pytest.raises(DataError, match=r"holds .txt files and folders; name the folder"):
+        open_source(SourceSpec(path=str(tmp_path)))
+
+
+def test_a_text_file_beside_data_is_no_data(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", ROWS)
+    (tmp_path / "LICENSE.txt").write_text("MIT")
+    assert records(SourceSpec(path=str(tmp_path))) == ROWS
+
+
+def test_a_text_file_without_text_or_that_is_no_text_is_named(tmp_path):
+    for content, message in (
+        (b"", "x.txt is empty"), (b"a\xff\xfe", "x.txt is not text in UTF-8 .*: convert it"),
+        (b' {"a": 1}\n{"a": 2}\n', "x.txt does not hold plain text; .* rename it to end in .jsonl"),
+        (b"version https://git-lfs", "x.txt does not hold plain text; .* run `git lfs pull`"),
+    ):  # fmt: skip
+        (tmp_path / "x.txt").write_bytes(content)
+        with pytest.raises(DataError, match=message):
+            records(SourceSpec(path=str(tmp_path / "x.txt")))
+    (tmp_path / "x.txt").write_text('{"a": [\n')
+    assert records(SourceSpec(path=str(tmp_path / "x.txt"))) == [{"text": '{"a": [\n'}]
+    (tmp_path / "x.txt").write_text(" \n")
+    with pytest.raises(DataError, match=r"x.txt row 1: the record has no answer: text is empty"):
+        open_corpus([SourceSpec(path=str(tmp_path / "x.txt"))], tmp_path / "cache", group="domain")
 
 
 def test_the_content_address_follows_the_bytes(tmp_path):
