@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from dataflex_tools.artifact.mixture import write_mixture
 from dataflex_tools.artifact.plan import PlanRows, write_plan
 from dataflex_tools.artifact.signal import SignalStore, vector_columns
 from dataflex_tools.core.fingerprint import ids_digest
+from dataflex_tools.core.mixing import MixState, Mixture
 from dataflex_tools.core.plan import Selection
 
 DIM = 16
@@ -81,3 +83,49 @@ def plan(folder: Path, count: int = 12, **changed: Any) -> dict[str, Any]:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def online_mixture(*, schedule: bool = False, updates: int = 6) -> Mixture:
+    """What an online mixer leaves over web, code, maths: a trajectory, a table and facts; one score was never seen."""
+    names = ("web", "code", "maths")
+    weight_SK = np.random.default_rng(7).dirichlet(np.ones(3), updates + 1)
+    score_SK = np.random.default_rng(8).normal(size=weight_SK.shape)
+    score_SK[0, 1] = np.nan
+    trajectory = tuple(MixState(10 * s, weight_SK[s], score_SK[s]) for s in range(updates + 1))
+    more = {
+        "trajectory": trajectory,
+        "tables": {"averages": {"domain": np.array(names), "mean": weight_SK.mean(axis=0)}},
+        "facts": {"num_updates": updates},
+    }
+    if schedule:
+        return Mixture(names, 10 * np.arange(updates + 1), weight_SK, **more)
+    return Mixture.constant(names, weight_SK.mean(axis=0), **more)
+
+
+def mixture_facts() -> dict[str, Any]:
+    """Facts of `write_mixture` for web, code and maths: 600, 200 and 100 tokens in 4, 6 and 2 documents."""
+    sources = [
+        {"path": f"data/{name}.jsonl", "domain": name, "form": "text", "rows": rows, "sha256": "ab" * 32}
+        for name, rows in (("web", 4), ("code", 6), ("maths", 2))
+    ]
+    return {
+        "method": "doremi",
+        "settings": {"eta": 1.0},
+        "corpus": {
+            "fingerprint": "12" * 32,
+            "rows": 12,
+            "domains": {"web": 4, "code": 6, "maths": 2},
+            "sources": sources,
+            "tokens": 900,
+        },
+        "model": {"name": "tiny", "sha256": "ab" * 32, "dtype": "float32"},
+        "tokenizer": {"sha256": "cd" * 32, "template": "plain"},
+        "parents": [{"path": "../models/proxy-00", "digest": "ef" * 32}],
+        "stats": {"num_tokens": {"web": 600, "code": 200, "maths": 100}},
+        "config": {"method": "doremi"},
+    }
+
+
+def mix(folder: Path, mixture: Mixture | None = None, *, overwrite: bool = False, **changed: Any) -> dict[str, Any]:
+    given = online_mixture() if mixture is None else mixture
+    return write_mixture(folder, given, facts={**mixture_facts(), **changed}, overwrite=overwrite)
