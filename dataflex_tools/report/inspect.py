@@ -1,4 +1,4 @@
-"""An artifact in words and as JSON: what it is, made from what, how big, how its scores lie, best and worst rows."""
+"""An artifact in words and as JSON: what it is, made from what, how big; scores, best and worst rows, or weights."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from dataflex_tools.artifact.manifest import MANIFEST, read_manifest
+from dataflex_tools.artifact.manifest import MANIFEST, facet_of, read_manifest
+from dataflex_tools.artifact.mixture import load_mixture
 from dataflex_tools.artifact.plan import LoadedPlan, load_plan
 from dataflex_tools.core.plan import Budget, select_rows, stable_order
+from dataflex_tools.report.mixtures import mixture_facts, mixture_lines
 
 # N samples of the corpus
 
@@ -30,8 +32,8 @@ def summarise(folder: Path, *, text_of: TextOf | None = None, k: int = 5) -> dic
     manifest = read_manifest(folder)
     files = manifest["files"]
     keys = (
-        "kind", "method", "signal", "settings", "spec", "corpus", "model", "tokenizer", "parents", "stats", "licence",
-        "created", "producer", "digest",
+        "kind", "facet", "method", "signal", "settings", "spec", "corpus", "model", "tokenizer", "parents", "stats",
+        "licence", "created", "producer", "digest",
     )  # fmt: skip
     facts = {"path": str(folder)} | {key: manifest[key] for key in keys if manifest.get(key) is not None}
     facts["size"] = {
@@ -39,7 +41,11 @@ def summarise(folder: Path, *, text_of: TextOf | None = None, k: int = 5) -> dic
         "bytes": sum(entry["bytes"] for entry in files) + (folder / MANIFEST).stat().st_size,
         "rows": sum(entry["rows"] or 0 for entry in files),
     }
-    if manifest["kind"] == "plan":
+    if manifest["kind"] != "plan":
+        return facts
+    if facet_of(manifest) == "mix":
+        facts["mixture"] = mixture_facts(load_mixture(folder))
+    else:
         plan = load_plan(folder)
         facts |= {"scores": _scores(plan.score_N), "domains": _domains(plan), **_extremes(plan, text_of, k)}
     return facts
@@ -49,6 +55,8 @@ def describe(folder: Path, *, text_of: TextOf | None = None, k: int = 5) -> str:
     """What `summarise` finds, as text for a terminal; one line ends each fact, no trailing newline."""
     facts = summarise(folder, text_of=text_of, k=k)
     lines = [_headline(facts), *_origin(facts)]
+    if "mixture" in facts:
+        lines += mixture_lines(facts["mixture"])
     if "scores" in facts:
         lines += ["", *_score_lines(facts["scores"]), "", *_domain_lines(facts["domains"])]
         for title in ("best", "worst"):
@@ -121,7 +129,7 @@ def _headline(facts: Mapping[str, Any]) -> str:
     size = facts["size"]
     what = facts.get("method") or facts.get("signal") or ""
     return (
-        f"{facts['path']}: {facts['kind']} {what}".rstrip()
+        f"{facts['path']}: {'mixture' if 'mixture' in facts else facts['kind']} {what}".rstrip()
         + f", {size['rows']:,} rows, {size['files']} files, {_bytes(size['bytes'])}"
     )
 
