@@ -14,7 +14,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from dataflex_tools.core import dist
-from dataflex_tools.core.config import apply_overrides, load_yaml
+from dataflex_tools.core.config import apply_overrides, load_yaml, require
 from dataflex_tools.core.errors import ArtifactError, FlextoolsError
 
 app = typer.Typer(
@@ -178,13 +178,21 @@ def run(
 def inspect(
     artifact: Annotated[Path, typer.Argument(help="folder of an artifact")],
     k: Annotated[int, typer.Option("-k", min=0, help="best and worst rows to show")] = 5,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", metavar="FILE", help="draw a mixture's weights to a .png or .svg")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """What an artifact is, from what it was made, how its scores lie, and its best and worst rows."""
+    """What an artifact is and from what it was made; how its scores lie and its best and worst rows, or its weights."""
     from dataflex_tools.report.inspect import describe, summarise
+    from dataflex_tools.report.mixtures import is_mixture
     from dataflex_tools.stages.look import texts_of
 
-    text_of = texts_of(artifact)
+    if picture is not None:
+        from dataflex_tools.report.picture import draw_mixture
+
+        draw_mixture(artifact, picture)
+    text_of = None if is_mixture(artifact) else texts_of(artifact)
     if as_json:
         typer.echo(json.dumps(summarise(artifact, text_of=text_of, k=k)))
     else:
@@ -193,18 +201,50 @@ def inspect(
 
 @app.command()
 def compare(
-    artifacts: Annotated[list[Path], typer.Argument(metavar="A B [ARTIFACT]...", help="folders of plans")],
+    artifacts: Annotated[list[Path], typer.Argument(metavar="A B [ARTIFACT]...", help="folders of plans of one kind")],
     fraction: Annotated[
         list[float] | None, typer.Option("--fraction", help="share of the samples to pick, in (0, 1]; repeatable")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Plans side by side: what their picks share, how alike they rank, domains and lengths of what they pick."""
+    """Plans side by side: what their picks share and are made of, how alike they rank; or weights of mixtures."""
     from dataflex_tools.report.compare import FRACTIONS, compare_text
     from dataflex_tools.report.compare import compare as compare_plans
+    from dataflex_tools.report.mixtures import are_mixtures, compare_mixtures, compare_mixtures_text
 
+    if are_mixtures(artifacts):
+        require(not fraction, "compare: --fraction has no effect on mixtures, which pick no samples; leave it out")
+        mixtures = compare_mixtures(artifacts)
+        typer.echo(json.dumps(mixtures) if as_json else compare_mixtures_text(mixtures))
+        return
     result = compare_plans(artifacts, fraction or FRACTIONS)
     typer.echo(json.dumps(result) if as_json else compare_text(result))
+
+
+@app.command()
+def export(
+    artifact: Annotated[Path, typer.Argument(help="folder of a mixture")],
+    to: Annotated[str, typer.Option("--to", help="datasets, llamafactory, megatron, mosaicml or olmo")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="folder for the files")],
+    step: Annotated[int | None, typer.Option("--step", help="weights of this optimizer step; the last if not given")] = None,
+    source: Annotated[
+        list[str] | None,
+        typer.Option("--source", metavar="DOMAIN=PATH", help="where the trainer finds a domain; repeatable"),
+    ] = None,
+    draws: Annotated[
+        str, typer.Option("--draws", help="what the trainer draws: blocks of one length, or documents")
+    ] = "blocks",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace files in --out")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a mixture's weights as another trainer reads them."""
+    from dataflex_tools.report.export import export as export_mixture
+    from dataflex_tools.report.export import export_text
+    from dataflex_tools.report.proportions import Wanted
+
+    wanted = Wanted(step, tuple(source or ()), draws)
+    result = export_mixture(artifact, to, out, wanted=wanted, overwrite=overwrite)
+    typer.echo(json.dumps(result) if as_json else export_text(result))
 
 
 @app.command("bench-select")
