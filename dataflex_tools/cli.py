@@ -127,7 +127,7 @@ def train(
 
 @app.command()
 def evaluate(
-    run: Annotated[str, typer.Argument(help="folder of a finished run")],
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="folders of finished runs")],
     data: Data = None,
     name: Annotated[str | None, typer.Option("--name", help="result file, without .json")] = None,
     skip_bad: SkipBad = False,
@@ -136,21 +136,27 @@ def evaluate(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Loss and perplexity of a run per domain or subtask of some data."""
+    """Loss, perplexity and bits per byte per domain of data, or of a run's own held-out text; several runs side by side."""
     from dataflex_tools.stages.config import build
 
-    settings = build("evaluate", _settings("evaluate", config, {"run": run, "data": data, "name": name}, set_, skip_bad))
+    given = [{"run": run, "data": data, "name": name} for run in runs]
+    settings = [build("evaluate", _settings("evaluate", config, values, set_, skip_bad)) for values in given]
     if dry_run:
         from dataflex_tools.stages.estimate import estimate_evaluate
 
-        _print_estimate(estimate_evaluate(settings), as_json=as_json)
+        for each in settings:
+            _print_estimate(estimate_evaluate(each), as_json=as_json)
         return
-    from dataflex_tools.report.tables import losses_table
+    from dataflex_tools.report.tables import losses_table, runs_table
     from dataflex_tools.stages.evaluate import evaluate as run_stage
 
-    result = run_stage(settings)
+    results = {run: run_stage(each) for run, each in zip(runs, settings, strict=True)}
     if dist.is_main():
-        typer.echo(json.dumps(result) if as_json else losses_table(result))
+        first = results[runs[0]]
+        if as_json:
+            typer.echo(json.dumps(first if len(runs) == 1 else results))
+        else:
+            typer.echo(losses_table(first) if len(runs) == 1 else runs_table(results))
 
 
 @app.command()
@@ -267,6 +273,22 @@ def bench_select(
     result = run_bench(bench)
     if dist.is_main():
         typer.echo(json.dumps(result) if as_json else bench_text(result))
+
+
+@app.command("bench-mix")
+def bench_mix(
+    recipe: Annotated[Path, typer.Argument(help="YAML recipe, as pipelines/mixture/bench.yaml")],
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Does a mixture beat the natural proportions here? Trains on each with several seeds, and compares held-out text."""
+    from dataflex_tools.report.bench import bench_mix_text
+    from dataflex_tools.stages.bench_mix import bench_mix as run_bench
+    from dataflex_tools.stages.bench_mix import load_bench_mix
+
+    result = run_bench(load_bench_mix(recipe, set_ or []))
+    if dist.is_main():
+        typer.echo(json.dumps(result) if as_json else bench_mix_text(result))
 
 
 @app.command()

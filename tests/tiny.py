@@ -81,3 +81,34 @@ def make_all(root: Path, *, num: int = 60) -> Path:
     write_jsonl(root / "target.jsonl", records(6, seed=1, kind="say"))
     write_jsonl(root / "heldout.jsonl", records(8, seed=2, kind="say"))
     return root
+
+
+TEXT_DOMAINS = ("count", "say", "both")
+
+
+def make_texts(root: Path, *, kind: str = "llama", **model: object) -> Path:
+    """Model (config and tokenizer) and three domains of text of unequal size, under `root`."""
+    make_model(root / "model", kind=kind, **model)
+    rng = random.Random(0)
+    numbers = [str(n) for n in range(20)]
+    for domain, words, num in (("count", numbers, 60), ("say", WORDS, 50), ("both", numbers + WORDS, 40)):
+        rows = [{"text": " ".join(rng.choices(words, k=rng.randint(10, 60)))} for _ in range(num)]
+        write_jsonl(root / f"{domain}.jsonl", rows)
+    return root
+
+
+def mix_config(root: Path, **changes: object) -> dict[str, object]:
+    """Settings of a mixer's score stage that takes seconds; files are expected under `root`."""
+    config: dict[str, object] = {
+        "method": "natural",
+        "model": {"path": str(root / "model"), "random_weights": True, "dtype": "float32"},
+        "data": [f"{name}={root / name}.jsonl" for name in TEXT_DOMAINS],
+        "out": str(root / "artifacts" / "natural"),
+        "pack": {"block_size": 16, "held_out": 0.3},
+    }
+    return {**config, **changes}
+
+
+def mix_training(**changes: object) -> dict[str, object]:
+    """Settings of a training of a few steps."""
+    return {"max_steps": 8, "learning_rate": 1e-2, "global_batch_size": 8, "logging_steps": 2, **changes}

@@ -79,6 +79,7 @@ class OnlineMixer(Mixer):
 
     observes: ClassVar[Observed]
     weighs_loss: ClassVar[bool] = False
+    after_training: ClassVar[tuple[str, ...]] = ()  # settings that no training of the proxy depends on
 
     @property
     def update_every(self) -> int:

@@ -74,6 +74,7 @@ class Doremi(OnlineMixer):
     cost = "two small trainings, reference and proxy, and one forward of the reference per proxy batch"
     observes = "excess_loss"
     weighs_loss = True
+    after_training = ("max_rounds", "tolerance", "reference_weights")  # the reference has an address of its own
 
     @property
     def loss_kind(self) -> Literal["paper", "official"]:

@@ -62,6 +62,7 @@ class DynamicMoe(OnlineMixer):
     paper = "Zhu et al. 2024, https://arxiv.org/abs/2406.11256"
     cost = "one training of a mixture-of-experts model, and some held-out rows once per update"
     observes = "router_load"
+    after_training = ("follow",)
 
     @property
     def update_every(self) -> int:

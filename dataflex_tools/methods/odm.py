@@ -69,6 +69,7 @@ class Odm(OnlineMixer):
     paper = "Albalak et al. 2023, https://arxiv.org/abs/2312.02406"
     cost = "one training; nothing beyond its own losses"
     observes = "loss"
+    after_training = ("follow",)
 
     @property
     def update_every(self) -> int:

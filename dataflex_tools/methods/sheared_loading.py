@@ -65,6 +65,7 @@ class ShearedLoading(OnlineMixer):
     paper = "Xia et al. 2023, https://arxiv.org/abs/2310.06694"
     cost = "one training, and the held-out rows once per update"
     observes = "held_out_loss"
+    after_training = ("follow",)
 
     @property
     def update_every(self) -> int:

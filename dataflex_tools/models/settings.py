@@ -15,7 +15,7 @@ class LoraSettings:
     """
 
     r: int = 128
-    alpha: float = 512
+    alpha: float = 512.0
     dropout: float = 0.0
     target_modules: tuple[str, ...] | str = ("q_proj", "k_proj", "v_proj", "o_proj")
     use_rslora: bool = False

@@ -46,6 +46,24 @@ def bench_text(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def bench_mix_text(result: Mapping[str, Any]) -> str:
+    """What a finished bench of mixers found: perplexities in the order ALL, domains, then weights; no trailing newline."""
+    arms, groups = result["arms"], list(result["arms"][0]["groups"])
+    lines = [
+        [arm["name"], cell(arm["all"], ",.2f"), *(cell(arm["groups"][name], ",.2f") for name in groups),
+         cell(arm["macro_loss"], ".4f"), _interval(arm["versus"]) if arm["versus"] else "-"]
+        for arm in arms
+    ]  # fmt: skip
+    titles = ["mixture", "ALL", *groups, "macro loss", f"against {result['recipe']['baseline']}"]
+    weights = [[name, *(f"{given[group]:.3f}" for group in groups)] for name, given in result["weights"].items()]
+    seeds = result["recipe"]["seeds"]
+    return "\n".join([
+        f"perplexity on held-out text, mean +- standard deviation over {seeds} seeds; macro loss: mean over domains, nats",
+        "", table(titles, lines, right=titles[1:]), "",
+        "proportions, mean over the steps of a training", "", table(["mixture", *groups], weights, right=groups),
+    ])  # fmt: skip
+
+
 def _interval(versus: Mapping[str, Any]) -> str:
     text = f"{versus['mean']:+.4f}"
     return text if versus["low"] is None else f"{text} [{versus['low']:+.4f}, {versus['high']:+.4f}]"

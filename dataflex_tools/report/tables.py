@@ -22,14 +22,44 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, right: Seque
 
 
 def losses_table(result: Mapping[str, Any]) -> str:
-    """Evaluation results: a row per group, then all tokens together and the mean over groups."""
+    """Evaluation results: a row per group, then all tokens together, the mean over groups and the worst of them."""
     rows = [
-        [name, f"{item['samples']:,}", f"{item['tokens']:,}", f"{item['loss']:.4f}", f"{item['perplexity']:,.2f}"]
+        [
+            name,
+            f"{item['samples']:,}",
+            f"{item['tokens']:,}",
+            f"{item['loss']:.4f}",
+            f"{item['perplexity']:,.2f}",
+            _bits(item),
+        ]
         for name, item in [*result["groups"].items(), ("ALL", result["all"])]
     ]
-    rows.append(["macro mean", "", "", f"{result['macro_loss']:.4f}", ""])
-    names = ["group", "samples", "label tokens", "loss", "perplexity"]
+    rows.append(["macro mean", "", "", f"{result['macro_loss']:.4f}", "", ""])
+    rows.append([f"worst: {result['worst']}", "", "", f"{result['groups'][result['worst']]['loss']:.4f}", "", ""])
+    names = ["group", "samples", "label tokens", "loss", "perplexity", "bits/byte"]
     return table(names, rows, right=names[1:])
+
+
+def runs_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Perplexities of several runs: a row per run, ALL and each group, the smallest of a column marked."""
+    groups = list(dict.fromkeys(name for result in results.values() for name in result["groups"]))
+    names = ["ALL", *groups]
+    values = {
+        run: [result["all"]["perplexity"], *(result["groups"].get(name, {}).get("perplexity") for name in groups)]
+        for run, result in results.items()
+    }
+    best = [min(filter(None, column)) for column in zip(*values.values(), strict=True)]
+    rows = [
+        [run, *("" if value is None else f"{value:,.2f}{'*' if value == least else ' '}" for value, least in zip(
+            row, best, strict=True)), f"{results[run]['macro_loss']:.4f}"]
+        for run, row in values.items()
+    ]  # fmt: skip
+    note = "perplexity on held-out text, * smallest of its column; macro loss: mean over domains, nats per token"
+    return f"{table(['run', *names, 'macro loss'], rows, right=[*names, 'macro loss'])}\n\n{note}"
+
+
+def _bits(item: Mapping[str, Any]) -> str:
+    return f"{item['bits_per_byte']:.4f}" if item["bits_per_byte"] is not None else ""
 
 
 def methods_table(methods: Sequence[Mapping[str, Any]]) -> str:

@@ -6,6 +6,7 @@ batch t is a function of (rows, seed, t) alone: not of rank count, worker count 
 
 import hashlib
 from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -16,6 +17,29 @@ from dataflex_tools.core.errors import ConfigError
 # k selected rows, L length of a stretch of positions
 
 _BLOCK = 4096  # positions computed at once when iterating: 32 KiB of rows
+
+
+class Stream(Protocol):
+    """An endless stream of rows that can be read at any position: what a training follows."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that can come up: positions of an epoch."""
+        ...
+
+    @property
+    def largest_row(self) -> int:
+        """The largest row that can come up."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (64 hex digits): equal digests give equal rows for ever."""
+        ...
+
+    def rows_at(self, start: int, stop: int) -> np.ndarray:
+        """Rows at positions start .. stop-1, (stop - start,) int64."""
+        ...
 
 
 class PlanSampler(Sampler[int]):  # type: ignore[misc]  # torch is not followed
@@ -39,6 +63,11 @@ class PlanSampler(Sampler[int]):  # type: ignore[misc]  # torch is not followed
     def num_rows(self) -> int:
         """Rows in one epoch, k."""
         return len(self.row_k)
+
+    @property
+    def largest_row(self) -> int:
+        """The largest selected row."""
+        return int(self.row_k.max())
 
     @property
     def digest(self) -> str:
@@ -80,7 +109,7 @@ class PlanBatches(Sampler[list[int]]):  # type: ignore[misc]  # torch is not fol
 
     drop_last = False
 
-    def __init__(self, sampler: PlanSampler, *, batch_size: int, num_batches: int, start: int = 0) -> None:
+    def __init__(self, sampler: Stream, *, batch_size: int, num_batches: int, start: int = 0) -> None:
         self.sampler, self.batch_size, self.num_batches, self.start = sampler, batch_size, num_batches, start
 
     def __len__(self) -> int:

@@ -6,6 +6,7 @@ from typing import Literal, Protocol
 import numpy as np
 import torch
 
+from dataflex_tools.data.packed import Blocks
 from dataflex_tools.data.tokenized import IGNORED
 
 # B samples of a batch, T tokens of the longest
@@ -66,6 +67,8 @@ def pad_batch(
         where = slice(0, len(item)) if side == "right" else slice(width - len(item), width)
         input_ids[index, where], labels[index, where], mask[index, where] = item, tokens.labels(int(row)), 1
     batch = {"input_ids": torch.from_numpy(input_ids), "labels": torch.from_numpy(labels)}
+    if isinstance(tokens, Blocks) and not tokens.attends_across:
+        batch["position_ids"] = torch.from_numpy(np.stack([tokens.positions(int(row)) for row in rows]))
     if side == "left":
         batch["attention_mask"] = torch.from_numpy(mask)
         batch["position_ids"] = torch.from_numpy(np.maximum(mask.cumsum(1) - 1, 0))

@@ -313,14 +313,15 @@ def summaries(bench: Bench, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> 
             "name": arm.name,
             "method": arm.scores[0].method,
             "is_control": arm.is_control,
-            **{name: _spread([record[name] for record in runs[arm.name]]) for name in columns},
+            **{name: spread([record[name] for record in runs[arm.name]]) for name in columns},
             "versus": {name: _versus(arm.name, name, runs) for name in controls if name != arm.name},
         }
         for arm in bench.arms
     ]
 
 
-def _spread(values: Sequence[float | None]) -> dict[str, float | None] | None:
+def spread(values: Sequence[float | None]) -> dict[str, float | None] | None:
+    """{"mean", "std"} of what is known, std None for a single value; None if nothing is."""
     known = [value for value in values if value is not None]
     if not known:
         return None

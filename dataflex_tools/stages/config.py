@@ -3,14 +3,16 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from dataflex_tools.core.config import check_keys, from_mapping, require, to_mapping
 from dataflex_tools.core.errors import ConfigError, did_you_mean
 from dataflex_tools.core.plan import Budget
+from dataflex_tools.data.packed import PackSettings
 from dataflex_tools.data.sources import SourceSpec, parse_source
 from dataflex_tools.data.tokenized import RenderSettings
 from dataflex_tools.methods import METHODS
+from dataflex_tools.methods.base import OnlineMixer, StaticMixer, SwarmMixer
 from dataflex_tools.models.settings import ModelSettings
 from dataflex_tools.score.settings import (
     EmbeddingSettings,
@@ -24,12 +26,34 @@ from dataflex_tools.train.settings import TrainingSettings, WarmupSettings
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProxySettings:
+    """The small models a mixer trains on the way (reference, proxy, swarm), all of their weights.
+
+    `held_out_rows`: of each domain, measured at an update or after a training. `reference_losses`: a `token_loss` signal
+    that stands for training and measuring a reference; `reference_model`: a model that stands for training one.
+    """
+
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    held_out_rows: int = 64
+    reference_model: ModelSettings | None = None
+    reference_losses: str | None = None
+
+    def __post_init__(self) -> None:
+        require(self.held_out_rows > 0, f"proxy.held_out_rows is {self.held_out_rows}, wanted a positive number")
+        require(
+            self.reference_model is None or self.reference_losses is None,
+            "proxy.reference_model and proxy.reference_losses are both set; give one",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ScoreConfig:
     """`flextools score`: measure what `method` needs on `data` (and `target`) with `model`; write the plan to `out`.
 
     Signals, warm-ups and caches go beside `out`, so that the next method finds them. `settings` are the method's own;
     `reference` is the artifact a control imitates; `drop_overlap` leaves pool rows that are also target rows unscored,
-    for a control too, which has no other use for a target.
+    for a control too, which has no other use for a target. For mixers: `pack` takes the data as text for pretraining, in
+    blocks; `proxy` says how the small models are trained.
     """
 
     method: str
@@ -48,6 +72,8 @@ class ScoreConfig:
     embedding: EmbeddingSettings = field(default_factory=EmbeddingSettings)
     zeroth: ZerothSignalSettings = field(default_factory=ZerothSignalSettings)
     reward_gradient: RewardGradientSettings | None = None
+    pack: PackSettings | None = None
+    proxy: ProxySettings = field(default_factory=ProxySettings)
     licence: str = "unknown"
     seed: int = 0
 
@@ -56,18 +82,33 @@ class ScoreConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """`flextools train`: follow `artifacts` within `budget`; model and data are the artifact's unless given.
+class MixingSettings:
+    """How a mixture is followed: its weights are shares of `rows` or of `tokens`; no domain is passed over more than
+    `max_epochs` times (None: as often as the weights ask)."""
 
-    `full` trains all weights instead of a LoRA adapter.
+    unit: Literal["rows", "tokens"] = "tokens"
+    max_epochs: float | None = None
+
+    def __post_init__(self) -> None:
+        require(self.max_epochs is None or self.max_epochs > 0, f"mixing.max_epochs is {self.max_epochs}, wanted above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """`flextools train`: follow `artifacts` within `budget`; model, data, render and pack are the artifact's unless given.
+
+    A selection needs a budget; a mixture alone takes all rows, and `training.max_steps` says how long. `full` trains all
+    weights instead of a LoRA adapter.
     """
 
     artifacts: tuple[str, ...]
     out: str
-    budget: Budget
+    budget: Budget | None = None
     model: ModelSettings | None = None
     data: tuple[SourceSpec, ...] = ()
     render: RenderSettings | None = None
+    pack: PackSettings | None = None
+    mixing: MixingSettings = field(default_factory=MixingSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
     full: bool = False
 
@@ -77,16 +118,18 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """`flextools evaluate`: loss per domain or subtask of `data` under the model of `run`; written to `run`/`name`.json."""
+    """`flextools evaluate`: loss per domain or subtask of `data` under the model of `run`; written to `run`/`name`.json.
+
+    Without `data` it is the held-out part of the text that the run was trained on.
+    """
 
     run: str
-    data: tuple[SourceSpec, ...]
+    data: tuple[SourceSpec, ...] = ()
     name: str = "evaluation"
     render: RenderSettings | None = None
     token_budget: int | None = None
 
     def __post_init__(self) -> None:
-        require(len(self.data) > 0, "evaluate: data is empty; give --data FILE, FOLDER or HUB_NAME:SPLIT")
         require(
             self.name.replace("-", "").replace("_", "").isalnum(),
             f"evaluate: name {self.name!r} is no file name; use letters, digits, - and _",
@@ -131,7 +174,18 @@ def build(stage: str, values: Mapping[str, Any]) -> Any:
 def recorded(config: ScoreConfig | TrainConfig) -> dict[str, Any]:
     """What a result's manifest keeps as `config`: all settings but `out`, so that a moved result is the same result."""
     stage = next(name for name, cls in STAGES.items() if isinstance(config, cls))
-    return {"stage": stage, **{key: value for key, value in to_mapping(config).items() if key != "out"}}
+    # keys of mixtures are named only where set: what was recorded before they existed keeps its address
+    unset = [
+        item.name for item in fields(config) if item.name in _OF_MIXTURES and getattr(config, item.name) == _default(item)
+    ]
+    return {"stage": stage, **{key: value for key, value in to_mapping(config).items() if key not in ("out", *unset)}}
+
+
+_OF_MIXTURES = ("pack", "proxy", "mixing")
+
+
+def _default(item: Any) -> Any:
+    return item.default if item.default is not MISSING else item.default_factory()
 
 
 def restored(folder: Path, config: Mapping[str, Any]) -> Any:
@@ -154,6 +208,11 @@ def _as_specs(value: Any, where: str) -> list[SourceSpec]:
 def _check_method(config: ScoreConfig) -> None:
     method = build_method(config)
     name = config.method
+    if method.kind == "mixer":
+        _check_mixer(config, method)
+        return
+    if config.pack is not None or config.proxy != ProxySettings():
+        raise ConfigError(f"pack and proxy have no effect: method {name!r} selects samples; leave them out")
     if method.uses_target and not config.target:
         raise ConfigError(f"method {name!r} needs a target: give --target FILE with samples of what you want to improve")
     if config.drop_overlap and not config.target:
@@ -167,6 +226,23 @@ def _check_method(config: ScoreConfig) -> None:
     for key in {key for need in method.needs() if need.kind == "gradient" for key in need.settings}:
         if (given := getattr(config.gradient, key)) != getattr(GradientSettings(), key):
             raise ConfigError(f"gradient.{key} {given!r} has no effect: method {name!r} sets it; use settings.{key}")
+
+
+def _check_mixer(config: ScoreConfig, method: Any) -> None:
+    name = config.method
+    for key in ("target", "reference", "drop_overlap", "reward_gradient"):
+        if getattr(config, key):
+            raise ConfigError(f"method {name!r} is a mixer and uses no {key}; leave it out")
+    trains = not isinstance(method, StaticMixer)
+    if not trains and config.proxy != ProxySettings():
+        raise ConfigError(f"proxy has no effect: method {name!r} trains no model; leave it out")
+    observes = method.observes if isinstance(method, OnlineMixer) else None
+    needs_held_out = isinstance(method, SwarmMixer) or observes in ("held_out_loss", "router_load")
+    if needs_held_out and (config.pack is None or not config.pack.held_out):
+        raise ConfigError(f"method {name!r} measures held-out text: set pack.held_out, e.g. 0.05, and pack.block_size")
+    for key in ("reference_model", "reference_losses"):
+        if getattr(config.proxy, key) is not None and observes != "excess_loss":
+            raise ConfigError(f"proxy.{key} has no effect: method {name!r} compares with no reference; leave it out")
 
 
 def build_method(config: ScoreConfig) -> Any:

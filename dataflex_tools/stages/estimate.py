@@ -7,6 +7,7 @@ from typing import Any
 
 from dataflex_tools.artifact.signal import vector_columns
 from dataflex_tools.core.signals import Need
+from dataflex_tools.methods import METHODS
 from dataflex_tools.stages import inputs
 from dataflex_tools.stages.config import EvaluateConfig, ScoreConfig, TrainConfig
 from dataflex_tools.stages.score import Prepared, is_done, prepare
@@ -27,6 +28,8 @@ class Estimate:
 
 def estimate_score(config: ScoreConfig, *, overwrite: bool = False) -> Estimate:
     """Prepare as the stage would, in a cache that goes away, and add up. Writes nothing."""
+    if METHODS.find(config.method).kind == "mixer":
+        return _estimate_mixture(config, overwrite=overwrite)
     with inputs.cache_folder(Path(config.out).parent, is_dry=True) as cache:
         prepared = prepare(config, cache, overwrite=overwrite)
         is_there = is_done(prepared, overwrite=overwrite)
@@ -44,6 +47,29 @@ def estimate_score(config: ScoreConfig, *, overwrite: bool = False) -> Estimate:
         disk_bytes=sum(part.get("bytes", 0) for part in parts),
         memory_bytes=memory,
     )
+
+
+def _estimate_mixture(config: ScoreConfig, *, overwrite: bool) -> Estimate:
+    from dataflex_tools.models.load import num_parameters
+    from dataflex_tools.stages import mix
+
+    with inputs.cache_folder(Path(config.out).parent, is_dry=True) as cache:
+        prepared = mix.prepare(config, cache, overwrite=overwrite)
+        domains = zip(prepared.domains.names, prepared.domains.num_tokens_K.tolist(), strict=True)
+        shares = ", ".join(f"{name} {count:,}" for name, count in domains)
+        parts: list[dict[str, Any]] = [{"part": "domains", "what": f"tokens: {shares}", "to_do": 0}]
+        if mix.is_done(prepared, overwrite=overwrite):
+            parts.append({"part": "plan", "what": f"reused: {config.out}", "to_do": 0})
+        training, tokens = config.proxy.training, prepared.text.train
+        for title, count, passes in mix.trainings(prepared) if len(parts) == 1 else ():
+            # a training step is 6 flops per parameter and token, a forward pass 2
+            num_tokens = float(tokens.num_tokens_N.mean()) * (training.max_steps * training.global_batch_size if passes > 2
+                                                              else len(tokens))  # fmt: skip
+            seconds = count * passes * num_parameters(config.model) * num_tokens / _flops_per_second()
+            what = f"{count:,} x {training.max_steps:,} steps" if passes > 2 else f"{len(tokens):,} rows"
+            parts.append({"part": title, "what": what, "to_do": count, "seconds": seconds})
+    memory = 16 * num_parameters(config.model) if len(parts) > 2 else 0
+    return Estimate(parts, sum(part.get("seconds", 0.0) for part in parts), 0, memory)
 
 
 def _corpus_part(side: inputs.Side, name: str) -> dict[str, Any]:
@@ -138,7 +164,7 @@ def estimate_train(config: TrainConfig) -> Estimate:
         size = num_parameters(prepared.model)
         # 6 flops per parameter and token when all weights train, 4 with an adapter
         flops = (6.0 if config.full else 4.0) * size * float(tokens.mean()) * steps * config.training.global_batch_size
-        picked = f"{len(prepared.rows):,} of {len(prepared.plan):,} samples, {int(tokens.sum()):,} tokens"
+        picked = f"{len(prepared.rows):,} of {len(prepared.side.tokens):,} samples, {int(tokens.sum()):,} tokens"
         parts: list[dict[str, Any]] = [{"part": "selection", "what": picked, "to_do": 0}]
         if is_done(prepared):
             parts.append({"part": "training", "what": f"reused: {config.out}", "to_do": 0})

@@ -1,4 +1,4 @@
-"""The evaluate stage: loss and perplexity per group of samples under a run's model."""
+"""The evaluate stage: loss, perplexity and bits per byte per group of samples under a run's model."""
 
 import json
 import logging
@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
-from dataflex_tools.artifact.files import write_bytes
+from dataflex_tools.artifact.files import write_bytes, write_table
 from dataflex_tools.artifact.manifest import MANIFEST, check_file, read_manifest
 from dataflex_tools.core import dist
 from dataflex_tools.core.config import to_mapping
-from dataflex_tools.core.errors import ArtifactError, ConfigError
+from dataflex_tools.core.errors import ArtifactError, ConfigError, DataError
 from dataflex_tools.core.fingerprint import digest
 from dataflex_tools.data.sources import check_exists
 from dataflex_tools.models.settings import ModelSettings
@@ -26,10 +27,11 @@ _CPU_TOKENS = 4096  # padded tokens of a batch; no gradients, so twice what scor
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Losses of `data` under the run's model, written to `run`/`name`.json and returned; reused if it is there.
+    """Losses of `data` under the run's model, written to `run`/`name`.json and .parquet and returned; reused if it is there.
 
-    {"groups": {name: {samples, tokens, loss, perplexity}}, "all": {...}, "macro_loss"}: loss in nats per label token,
-    all tokens of a group weighing the same; macro_loss is the mean over groups.
+    {"groups": {name: {samples, tokens, bytes, loss, perplexity, bits_per_byte}}, "all": {...}, "macro_loss", "worst"}: loss
+    in nats per label token, all tokens of a group weighing the same; bits per UTF-8 byte of the text they stand for, which
+    compares models with different tokenizers; macro_loss is the mean over groups, worst the group with the largest loss.
     """
     run = Path(config.run)
     train, manifest = train_config(run)
@@ -45,7 +47,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     path = run / f"{config.name}.json"
     if dist.is_main() and not _is_there(path, address):
         body = {"address": address, "config": {"stage": "evaluate", **to_mapping(config)}}
-        result = {**body, **_measure(run, train, train.model, side, config)}
+        result = {**body, **_measure(run, train, side, config)}
+        write_table(path.with_suffix(".parquet"), _groups_table(result), rows_per_group=2**16)
         write_bytes(path, (json.dumps(result, indent=2) + "\n").encode())
     dist.barrier()
     return _read_result(path)
@@ -85,15 +88,63 @@ def check_run(run: Path, model: ModelSettings, manifest: Mapping[str, Any]) -> N
 
 
 def open_side(config: EvaluateConfig, train: TrainConfig, cache: Path) -> inputs.Side:
-    """The evaluation data, tokenised as the run's was unless told otherwise."""
+    """The evaluation data, tokenised as the run's was unless told otherwise; the run's held-out text if none is given."""
     render = config.render or train.render
     assert train.model is not None
     assert render is not None
-    corpus = inputs.read_corpus(config.data, cache, group="domain")
     tokenizer = inputs.Tokenizer.of(train.model)
-    side = inputs.tokenize(corpus, tokenizer, render, cache)
+    if not config.data:
+        side = _own_held_out(train, tokenizer, cache)
+    elif train.pack is not None:
+        corpus = inputs.read_corpus(config.data, cache, group="domain")
+        _refuse_trained(config, corpus, train, cache)
+        side = inputs.pack_all(corpus, tokenizer, train.pack, cache)
+    else:
+        side = inputs.tokenize(inputs.read_corpus(config.data, cache, group="domain"), tokenizer, render, cache)
     inputs.check_vocabulary(side, tokenizer, train.model)
     return side
+
+
+def _own_held_out(train: TrainConfig, tokenizer: inputs.Tokenizer, cache: Path) -> inputs.Side:
+    if train.pack is None or not train.pack.held_out:
+        raise ConfigError(
+            "evaluate: data is empty, and the run held no text out (pack.held_out); give --data FILE, FOLDER or "
+            "HUB_NAME:SPLIT"
+        )
+    assert train.render is not None
+    text = inputs.read_text(train.data, tokenizer, train.render, train.pack, cache)
+    return inputs.Side(text.side.corpus, text.held_out)
+
+
+def _reporting_rows(config: EvaluateConfig, tokens: Any) -> np.ndarray:
+    """Labelled rows; of a run's own held-out text those that no mixer decides by."""
+    from dataflex_tools.score.held_out import decides
+
+    rows = tokens.rows_with_labels()
+    if config.data:
+        return np.asarray(rows)
+    rows = rows[~decides(tokens.ids_N16[rows])]
+    for code, name in enumerate(tokens.group_names):
+        if not (tokens.group_N[rows] == code).any():
+            raise DataError(
+                f"domain {name!r} has no held-out block to report on; raise pack.held_out, or lower pack.block_size"
+            )
+    return np.asarray(rows)
+
+
+def _refuse_trained(config: EvaluateConfig, corpus: Any, train: TrainConfig, cache: Path) -> None:
+    """Raise DataError if a document of the evaluation data was trained on."""
+    from dataflex_tools.data.corpus import overlap
+    from dataflex_tools.data.packed import is_held_out
+
+    assert train.pack is not None
+    pool = inputs.read_corpus(train.data, cache, group="domain")
+    trained = pool.without(np.flatnonzero(is_held_out(pool.ids_N16, train.pack)))
+    if len(rows := overlap(corpus, trained)):
+        raise DataError(
+            f"{len(rows):,} of {len(corpus):,} evaluation documents were trained on (first: {corpus.place(int(rows[0]))}): "
+            "what is measured would be memory; give other text, or leave --data out to use the run's held-out part"
+        )
 
 
 def train_config(run: Path) -> tuple[TrainConfig, Mapping[str, Any]]:
@@ -106,27 +157,29 @@ def train_config(run: Path) -> tuple[TrainConfig, Mapping[str, Any]]:
     return restored(run, manifest["config"]), manifest
 
 
-def _measure(
-    run: Path, train: TrainConfig, model: ModelSettings, side: inputs.Side, config: EvaluateConfig
-) -> dict[str, Any]:
+def _measure(run: Path, train: TrainConfig, side: inputs.Side, config: EvaluateConfig) -> dict[str, Any]:
+    from dataflex_tools.data.text_bytes import label_bytes
     from dataflex_tools.score.losses import sample_losses
 
-    rows = side.tokens.rows_with_labels()
-    if skipped := len(side.tokens) - len(rows):
-        logger.warning("%d of %d rows have no answer token and are not evaluated", skipped, len(side.tokens))
+    assert train.model is not None
+    tokens, rows = side.tokens, _reporting_rows(config, side.tokens)
+    if skipped := len(tokens) - len(tokens.rows_with_labels()):
+        logger.warning("%d of %d rows have no answer token and are not evaluated", skipped, len(tokens))
     budget = config.token_budget or _CPU_TOKENS
-    sum_N, count_N = sample_losses(_trained(run, train, model), side.tokens, rows, token_budget=budget)
+    sum_N, count_N = sample_losses(_trained(run, train, train.model), tokens, rows, token_budget=budget)
     if not np.isfinite(sum_N).all():
         bad = rows[~np.isfinite(sum_N)]
         raise ConfigError(f"the loss of {len(bad)} rows is not finite (first: row {bad[0]}); the run has diverged")
-    group_N = side.tokens.group_N[rows]
+    measured_3N = np.stack([sum_N, count_N, label_bytes(tokens, rows, inputs.Tokenizer.of(train.model).value)])
+    group_N = tokens.group_N[rows]
     groups = {
-        name: _summary(sum_N[group_N == code], count_N[group_N == code])
-        for code, name in enumerate(side.tokens.group_names)
+        name: _summary(measured_3N[:, group_N == code])
+        for code, name in enumerate(tokens.group_names)
         if (group_N == code).any()
     }
-    macro = float(np.mean([item["loss"] for item in groups.values()]))
-    return {"groups": groups, "all": _summary(sum_N, count_N), "macro_loss": macro}
+    losses = {name: item["loss"] for name, item in groups.items()}
+    macro, worst = float(np.mean(list(losses.values()))), max(losses, key=lambda name: losses[name])
+    return {"groups": groups, "all": _summary(measured_3N), "macro_loss": macro, "worst": worst}
 
 
 def _trained(run: Path, train: TrainConfig, model: ModelSettings) -> Any:
@@ -140,11 +193,24 @@ def _trained(run: Path, train: TrainConfig, model: ModelSettings) -> Any:
     return load_adapter(load_model(model), run / "model", trainable=False).to(device())
 
 
-def _summary(sum_N: np.ndarray, count_N: np.ndarray) -> dict[str, Any]:
-    loss = float(sum_N.sum() / count_N.sum())
+def _summary(measured_3N: np.ndarray) -> dict[str, Any]:
+    """Of samples given as (nats, label tokens, bytes)."""
+    nats, num_tokens, num_bytes = measured_3N.sum(axis=1).tolist()
+    loss = nats / num_tokens
     return {
-        "samples": len(sum_N),
-        "tokens": int(count_N.sum()),
+        "samples": measured_3N.shape[1],
+        "tokens": int(num_tokens),
+        "bytes": int(num_bytes),
         "loss": loss,
         "perplexity": math.exp(min(loss, 700.0)),  # exp overflows beyond 709
+        "bits_per_byte": nats / math.log(2) / num_bytes if num_bytes else None,  # answers of special tokens alone have none
     }
+
+
+def _groups_table(result: Mapping[str, Any]) -> pa.Table:
+    """A row per group, with the columns of a summary."""
+    columns: dict[str, Any] = {"group": list(result["groups"])}
+    for name, kind in (("samples", pa.int64()), ("tokens", pa.int64()), ("bytes", pa.int64()), ("loss", pa.float64()),
+                       ("perplexity", pa.float64()), ("bits_per_byte", pa.float64())):  # fmt: skip
+        columns[name] = pa.array([item[name] for item in result["groups"].values()], kind)
+    return pa.table(columns)

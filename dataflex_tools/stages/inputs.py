@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -11,13 +11,18 @@ from typing import Any, Literal
 import numpy as np
 
 from dataflex_tools.core import dist
-from dataflex_tools.core.errors import ConfigError, DataError
+from dataflex_tools.core.errors import ConfigError, DataError, did_you_mean
+from dataflex_tools.core.fingerprint import digest, ids_digest
+from dataflex_tools.core.mixing import Mixture
 from dataflex_tools.core.signals import Samples
 from dataflex_tools.data.corpus import Corpus, open_corpus
+from dataflex_tools.data.packed import Blocks, PackSettings, pack_corpus
 from dataflex_tools.data.sources import SourceSpec
-from dataflex_tools.data.tokenized import RenderSettings, Tokens, tokenize_corpus
+from dataflex_tools.data.tokenized import RenderSettings, tokenize_corpus
 from dataflex_tools.models.load import empty_model, load_tokenizer, tokenizer_sha256
 from dataflex_tools.models.settings import ModelSettings
+from dataflex_tools.sampler.mixture_sampler import MixtureSampler
+from dataflex_tools.train.settings import TrainingSettings
 
 logger = logging.getLogger("flextools")
 
@@ -45,7 +50,7 @@ class Side:
     """A corpus and its tokens."""
 
     corpus: Corpus
-    tokens: Tokens
+    tokens: Any  # Tokens, or Blocks of packed text
 
     def samples(self) -> Samples:
         """What a method may know of it."""
@@ -65,6 +70,34 @@ class Side:
             "sources": self.corpus.sources_info(),
             "tokens": int(self.tokens.num_tokens_N.sum()),
         }
+
+
+@dataclass(frozen=True)
+class Text:
+    """Data as a mixer sees it: the rows to train on, and the held-out part of packed text."""
+
+    side: Side
+    held_out: Blocks | None
+
+    @property
+    def train(self) -> Any:
+        """Tokens of the rows to train on."""
+        return self.side.tokens
+
+    @property
+    def train_digest(self) -> str:
+        """SHA-256 of the rows to train on and their domains."""
+        return _rows_digest(self.train)
+
+    @property
+    def held_out_digest(self) -> str | None:
+        """SHA-256 of the held-out rows and their domains."""
+        return _rows_digest(self.held_out) if self.held_out is not None else None
+
+
+def _rows_digest(tokens: Any) -> str:
+    names = [tokens.group_names[code] for code in range(len(tokens.group_names))]
+    return digest({"ids": ids_digest(tokens.ids_N16), "groups": digest(tokens.group_N.tolist()), "names": names})
 
 
 def cache_folder(root: Path, *, is_dry: bool) -> AbstractContextManager[Path]:
@@ -117,6 +150,62 @@ def drop_target_rows(pool: Corpus, target: Corpus, *, drop: bool) -> Corpus:
     if len(rows) == len(pool):
         raise DataError(f"all {len(pool)} pool rows are target rows too; nothing is left to score")
     return pool.without(rows)
+
+
+def read_text(
+    sources: Sequence[SourceSpec], tokenizer: Tokenizer, render: RenderSettings, pack: PackSettings | None, cache: Path
+) -> Text:
+    """The data of a mixer: packed blocks, train and held-out, or the samples as they are."""
+    corpus = read_corpus(sources, cache, group="domain")
+    if pack is None:
+        return Text(tokenize(corpus, tokenizer, render, cache), None)
+    train = pack_corpus(corpus, tokenizer.value, pack, cache, tokenizer_sha256=tokenizer.sha256, part="train")
+    held_out = None
+    if pack.held_out:
+        held_out = pack_corpus(corpus, tokenizer.value, pack, cache, tokenizer_sha256=tokenizer.sha256, part="held_out")
+    return Text(Side(corpus, train), held_out)
+
+
+def pack_all(corpus: Corpus, tokenizer: Tokenizer, pack: PackSettings, cache: Path) -> Side:
+    """Text that no one trains on, packed as a run's was; nothing is held out of it."""
+    whole = replace(pack, held_out=0.0)
+    tokens = pack_corpus(corpus, tokenizer.value, whole, cache, tokenizer_sha256=tokenizer.sha256, part="train")
+    return Side(corpus, tokens)
+
+
+def mixture_sampler(
+    tokens: Any, mixture: Mixture, training: TrainingSettings, *, seed: int, unit: Literal["rows", "tokens"] = "tokens",
+    max_epochs: float | None = None, rows: np.ndarray | None = None,
+) -> MixtureSampler:  # fmt: skip
+    """A stream of labelled rows, or of the `rows` given, that follows a mixture through a training.
+
+    Raises ConfigError if the mixture names other domains than the data has, or weighs one that has no row.
+    """
+    names, size = tuple(tokens.group_names), training.global_batch_size
+    for mine, theirs, fault in ((mixture.names, names, "is no domain of the data"), (names, mixture.names, "has no weight")):
+        for name in mine:
+            if name not in theirs:
+                raise ConfigError(f"domain {name!r} {fault}; {did_you_mean(name, theirs)} (name sources as NAME=PATH)")
+    weight_SK = mixture.weight_SK[:, [mixture.names.index(name) for name in names]]
+    chosen = tokens.rows_with_labels() if rows is None else rows
+    rows_K = [_as_range(chosen[tokens.group_N[chosen] == code]) for code in range(len(names))]
+    for code, name in enumerate(names):
+        if not len(rows_K[code]) and (weight_SK[:, code] > 0).any():
+            raise ConfigError(
+                f"the mixture gives {name!r} a weight of {weight_SK[:, code].max():.3g}, and no row of it is there"
+            )
+    num_tokens_K = [np.asarray(tokens.num_tokens_N)[np.asarray(part)] for part in rows_K] if unit == "tokens" else None
+    total = training.max_steps * size if training.max_steps > 0 else None
+    return MixtureSampler(
+        rows_K, (mixture.step_S * size, weight_SK), seed=seed, unit=unit, num_tokens_K=num_tokens_K,
+        max_epochs=max_epochs, total=total,
+    )  # fmt: skip
+
+
+def _as_range(row_B: np.ndarray) -> range | np.ndarray:
+    """The rows as a range if they are one: a domain of packed blocks takes no memory then."""
+    is_run = len(row_B) and row_B[-1] - row_B[0] + 1 == len(row_B)
+    return range(int(row_B[0]), int(row_B[-1]) + 1) if is_run else row_B
 
 
 def tokenize(corpus: Corpus, tokenizer: Tokenizer, render: RenderSettings, cache: Path) -> Side:

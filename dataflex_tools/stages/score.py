@@ -20,6 +20,7 @@ from dataflex_tools.core.rng import generator
 from dataflex_tools.core.signals import Need, Rows, Signals
 from dataflex_tools.core.signals import Side as SideName
 from dataflex_tools.data.sources import check_exists
+from dataflex_tools.methods import METHODS
 from dataflex_tools.stages import inputs
 from dataflex_tools.stages.config import ScoreConfig, build_method, recorded
 from dataflex_tools.stages.kinds import KINDS, Context, settings_of
@@ -195,6 +196,10 @@ def score(config: ScoreConfig, *, overwrite: bool = False) -> dict[str, Any]:
 
     Raises ArtifactError if `out` holds something else, unless `overwrite`.
     """
+    if METHODS.find(config.method).kind == "mixer":
+        from dataflex_tools.stages.mix import score_mixture
+
+        return score_mixture(config, overwrite=overwrite)
     prepared = prepare(config, Path(config.out).parent / "cache", overwrite=overwrite)
     is_there = is_done(prepared, overwrite=overwrite)
     dist.barrier()  # no rank writes before all have looked

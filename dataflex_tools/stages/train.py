@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from dataflex_tools.artifact.files import list_visible, remove_leftovers
 from dataflex_tools.artifact.manifest import MANIFEST, file_entry, read_manifest, write_manifest
+from dataflex_tools.artifact.mixture import LoadedMixture, facet_of, load_mixture
 from dataflex_tools.artifact.plan import (
     LoadedPlan,
     check_can_be_made,
@@ -24,14 +26,34 @@ from dataflex_tools.core.errors import ArtifactError, ConfigError
 from dataflex_tools.core.fingerprint import digest
 from dataflex_tools.core.plan import select_rows
 from dataflex_tools.data.sources import check_exists
-from dataflex_tools.data.tokenized import Tokens
+from dataflex_tools.data.tokenized import RenderSettings
 from dataflex_tools.models.settings import ModelSettings
+from dataflex_tools.sampler.mixture_sampler import MixtureSampler
 from dataflex_tools.sampler.plan_sampler import PlanSampler
 from dataflex_tools.stages import inputs
-from dataflex_tools.stages.config import ScoreConfig, TrainConfig, recorded, restored
+from dataflex_tools.stages.config import MixingSettings, ScoreConfig, TrainConfig, recorded, restored
 from dataflex_tools.train.settings import num_steps
 
 logger = logging.getLogger("flextools")
+
+
+@dataclass(frozen=True)
+class Plans:
+    """What a run follows: a selection, a mixture, or both."""
+
+    selection: LoadedPlan | None
+    mixture: LoadedMixture | None
+
+    @property
+    def all(self) -> list[LoadedPlan | LoadedMixture]:
+        """Those that are there."""
+        return [plan for plan in (self.selection, self.mixture) if plan is not None]
+
+    @property
+    def digest(self) -> str | list[str]:
+        """Of the one plan, or of each."""
+        digests = [plan.manifest["digest"] for plan in self.all]
+        return digests[0] if len(digests) == 1 else digests
 
 
 @dataclass(frozen=True)
@@ -40,10 +62,11 @@ class PreparedRun:
 
     config: TrainConfig
     model: ModelSettings
-    plan: LoadedPlan
+    plans: Plans
     side: inputs.Side
     tokenizer: inputs.Tokenizer
     rows: np.ndarray
+    sampler: PlanSampler | MixtureSampler
     body: dict[str, Any]
 
     @property
@@ -52,62 +75,127 @@ class PreparedRun:
         return digest({key: self.body[key] for key in ("plan", "model", "tokenizer", "config")})
 
 
-def resolved(config: TrainConfig) -> TrainConfig:
-    """The settings with everything that the artifact's own configuration answers filled in."""
-    if len(config.artifacts) > 1:
+def open_plans(folders: Sequence[str]) -> Plans:
+    """The plans in these folders. Raises ConfigError if two fill the same facet, ArtifactError for what is no plan."""
+    found: dict[str, str] = {}
+    for folder in folders:
+        manifest = read_manifest(Path(folder))
+        if (kind := manifest["kind"]) != "plan" or manifest["config"].get("stage") != "score":
+            wanted = "wanted a plan; give a folder that `flextools score` wrote"
+            raise ArtifactError(f"{folder} is an artifact of kind {kind!r}, {wanted}")
+        if (facet := facet_of(manifest)) in found:
+            raise ConfigError(f"artifacts {found[facet]} and {folder} both fill the facet {facet!r}; give one")
+        found[facet] = folder
+    selection, mixture = found.get("select"), found.get("mix")
+    return Plans(
+        load_plan(Path(selection)) if selection else None, load_mixture(Path(mixture)) if mixture else None
+    )  # fmt: skip
+
+
+def resolved(config: TrainConfig, plans: Plans) -> TrainConfig:
+    """The settings with everything that the first plan's own configuration answers filled in."""
+    first = plans.all[0]
+    score: ScoreConfig = restored(first.folder, first.manifest["config"])
+    if config.mixing != MixingSettings() and plans.mixture is None:
+        raise ConfigError(f"mixing has no effect: {config.artifacts[0]} is a selection; leave it out")
+    if config.budget is None and plans.selection is not None:
         raise ConfigError(
-            f"artifacts {config.artifacts[0]} and {config.artifacts[1]} both fill the facet 'select'; give one"
+            f"train: budget is missing; {plans.selection.folder} is a selection: give --fraction or --num-samples"
         )
-    manifest = read_manifest(Path(config.artifacts[0]))
-    if (kind := manifest["kind"]) != "plan" or manifest["config"].get("stage") != "score":
-        wanted = "wanted a plan; give a folder that `flextools score` wrote"
-        raise ArtifactError(f"{config.artifacts[0]} is an artifact of kind {kind!r}, {wanted}")
-    score: ScoreConfig = restored(Path(config.artifacts[0]), manifest["config"])
+    if config.budget is not None and plans.selection is None:
+        raise ConfigError(
+            "train: a budget has no effect on a mixture, which takes all rows; give training.max_steps instead"
+        )
+    if plans.mixture is not None and len(plans.mixture.mixture.step_S) > 1 and config.training.max_steps <= 0:
+        raise ConfigError(f"{plans.mixture.folder} changes over the steps of a training: give training.max_steps")
     return replace(
-        config, model=config.model or score.model, data=config.data or score.data, render=config.render or score.render
-    )
+        config, model=config.model or score.model, data=config.data or score.data, render=config.render or score.render,
+        pack=config.pack or score.pack,
+    )  # fmt: skip
 
 
 def prepare(config: TrainConfig, cache: Path) -> PreparedRun:
-    """Open plan, corpus and tokenizer, compare them, and select; raises before the model is loaded."""
+    """Open plans, corpus and tokenizer, compare them, and select; raises before the model is loaded."""
     from dataflex_tools.models.load import check_model as check_targets
     from dataflex_tools.models.load import model_sha256
     from dataflex_tools.train.settings import check_training
 
-    config = resolved(config)
+    plans = open_plans(config.artifacts)
+    config = resolved(config, plans)
     assert config.model is not None
     assert config.render is not None
     _check_out(Path(config.out))
     check_training(config.training, world_size=dist.world_size())
     for source in config.data:
         check_exists(source)
-    plan = load_plan(Path(config.artifacts[0]))
-    if config.budget.num_tokens is None:  # tokens are counted below: their number depends on render.cutoff_len
+    plan = plans.selection
+    if plan is not None and config.budget is not None and config.budget.num_tokens is None:
+        # tokens are counted below: their number depends on render.cutoff_len
         num_steps(config.training, len(select_rows(plan.score_N, plan.num_tokens_N, config.budget)))
     sha256 = model_sha256(config.model)
     tokenizer = inputs.Tokenizer.of(config.model)
-    if config.model.path == plan.manifest["config"]["model"]["path"]:
-        # another model may follow the plan on purpose; the same name with other weights is a mistake
-        check_model(plan.manifest, sha256, config.model.path)
-    elif sha256 != plan.manifest["model"]["sha256"] and dist.is_main():
-        logger.info("training %s on what was picked with %s", config.model.path, plan.manifest["model"]["name"])
-    check_tokenizer(plan.manifest, tokenizer.sha256, config.render.template)
+    for each in plans.all:
+        _check_made_with(each, config.model, sha256, tokenizer, config.render)
     if not config.full:
         check_targets(config.model)
-    corpus = inputs.read_corpus(config.data, cache, group="domain")
-    corpus = _without_dropped(corpus, plan, cache)
-    check_corpus(plan, corpus.fingerprint, corpus.ids_N16)
-    side = inputs.tokenize(corpus, tokenizer, config.render, cache)
+    side = _side(config, plans, tokenizer, cache)
     inputs.check_vocabulary(side, tokenizer, config.model)
-    rows = select_rows(plan.score_N, side.tokens.num_tokens_N, config.budget)
+    rows = side.tokens.rows_with_labels()
+    if plan is not None and config.budget is not None:
+        rows = select_rows(plan.score_N, side.tokens.num_tokens_N, config.budget)
     num_steps(config.training, len(rows))
     body = {
-        "plan": plan.manifest["digest"],
+        "plan": plans.digest,
         "model": {"name": config.model.path, "sha256": sha256, "dtype": config.model.dtype},
         "tokenizer": tokenizer.info(config.render),
         "config": recorded(config),
     }
-    return PreparedRun(config, config.model, plan, side, tokenizer, rows, body)
+    sampler = _sampler(config, plans, side, rows)
+    return PreparedRun(config, config.model, plans, side, tokenizer, rows, sampler, body)
+
+
+def _check_made_with(
+    plan: LoadedPlan | LoadedMixture, model: ModelSettings, sha256: str, tokenizer: inputs.Tokenizer, render: RenderSettings
+) -> None:
+    """Compare a plan with model and tokenizer; another model may follow it on purpose, which is said."""
+    made_with = plan.manifest["model"]
+    if isinstance(plan, LoadedMixture):
+        if plan.manifest["tokenizer"]["sha256"] != tokenizer.sha256 and dist.is_main():
+            logger.warning(
+                "%s was made with another tokenizer (%s) than that of %s: its weights are shares of other tokens",
+                plan.folder, plan.manifest["tokenizer"]["sha256"][:16], model.path,
+            )  # fmt: skip
+        return
+    if model.path == plan.manifest["config"]["model"]["path"]:
+        # the same name with other weights is a mistake
+        check_model(plan.manifest, sha256, model.path)
+    elif sha256 != made_with["sha256"] and dist.is_main():
+        logger.info("training %s on what was picked with %s", model.path, made_with["name"])
+    check_tokenizer(plan.manifest, tokenizer.sha256, render.template)
+
+
+def _side(config: TrainConfig, plans: Plans, tokenizer: inputs.Tokenizer, cache: Path) -> inputs.Side:
+    """The data: packed text, or samples as the selection was made for."""
+    assert config.render is not None
+    if config.pack is not None:
+        if plans.selection is not None:
+            raise ConfigError(f"pack has no effect on {plans.selection.folder}, which selects samples; leave it out")
+        return inputs.read_text(config.data, tokenizer, config.render, config.pack, cache).side
+    corpus = inputs.read_corpus(config.data, cache, group="domain")
+    if plans.selection is not None:
+        corpus = _without_dropped(corpus, plans.selection, cache)
+        check_corpus(plans.selection, corpus.fingerprint, corpus.ids_N16)
+    return inputs.tokenize(corpus, tokenizer, config.render, cache)
+
+
+def _sampler(config: TrainConfig, plans: Plans, side: inputs.Side, rows: np.ndarray) -> PlanSampler | MixtureSampler:
+    """The stream of rows: shuffled, or mixed by domain."""
+    if plans.mixture is None:
+        return PlanSampler(rows, seed=config.training.seed)
+    return inputs.mixture_sampler(
+        side.tokens, plans.mixture.mixture, config.training, seed=config.training.seed, unit=config.mixing.unit,
+        max_epochs=config.mixing.max_epochs, rows=rows,
+    )  # fmt: skip
 
 
 def _without_dropped(corpus: Any, plan: LoadedPlan, cache: Path) -> Any:
@@ -132,9 +220,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
         return read_manifest(out)
     if dist.is_main():
         logger.info(
-            "training on %s of %s samples (%s tokens) picked by %s",
-            f"{len(prepared.rows):,}", f"{len(prepared.plan):,}",
-            f"{int(prepared.side.tokens.num_tokens_N[prepared.rows].sum()):,}", config.artifacts[0],
+            "training on %s of %s samples (%s tokens), by %s",
+            f"{len(prepared.rows):,}", f"{len(prepared.side.tokens):,}",
+            f"{int(prepared.side.tokens.num_tokens_N[prepared.rows].sum()):,}", " and ".join(config.artifacts),
         )  # fmt: skip
     dist.barrier()
     num_steps = _run(prepared, out)
@@ -178,7 +266,8 @@ def is_done(prepared: PreparedRun) -> bool:
     found = read_manifest(out)
     if found.get("address") == prepared.address:
         return True
-    known = {"plan": found["parents"][0]["digest"], **{k: found.get(k) for k in ("model", "tokenizer")}}
+    digests = [parent["digest"] for parent in found["parents"]]
+    known = {"plan": digests[0] if len(digests) == 1 else digests, **{k: found.get(k) for k in ("model", "tokenizer")}}
     known["config"] = found["config"]
     raise ArtifactError(
         f"{out} holds a run with other settings (differing: {', '.join(differences(known, prepared.body))}); choose "
@@ -199,25 +288,24 @@ def _run(prepared: PreparedRun, out: Path) -> int:
 
     made_from = {"plan": prepared.body["plan"], "model": prepared.body["model"]["sha256"], "full": prepared.config.full}
     options = FitOptions(tokenizer=prepared.tokenizer.value, made_from={**made_from, "lora": to_mapping(lora)})
-    sampler = PlanSampler(prepared.rows, seed=settings.seed)
-    return run_training(build_model, prepared.side.tokens, sampler, settings, out, options=options).num_steps
+    return run_training(build_model, prepared.side.tokens, prepared.sampler, settings, out, options=options).num_steps
 
 
 def _write_manifest(prepared: PreparedRun, out: Path, num_steps: int) -> None:
     paths = [p for p in (out / "model").rglob("*") if p.is_file()] + [out / "ledger.parquet", out / "log.parquet"]
     names = sorted(str(path.relative_to(out)) for path in paths)
-    tokens: Tokens = prepared.side.tokens
+    tokens = prepared.side.tokens
     write_manifest(
         out,
         {
             "kind": "run",
             "address": prepared.address,
-            "method": prepared.plan.manifest["method"],
+            "method": "+".join(plan.manifest["method"] for plan in prepared.plans.all),
             "settings": to_mapping(prepared.config.training),
             "corpus": prepared.side.info(),
             "model": prepared.body["model"],
             "tokenizer": prepared.body["tokenizer"],
-            "parents": [{"path": prepared.config.artifacts[0], "digest": prepared.plan.manifest["digest"]}],
+            "parents": [{"path": str(plan.folder), "digest": plan.manifest["digest"]} for plan in prepared.plans.all],
             "files": [file_entry(out, name) for name in names],
             "config": prepared.body["config"],
             "stats": {
@@ -225,6 +313,26 @@ def _write_manifest(prepared: PreparedRun, out: Path, num_steps: int) -> None:
                 "selected_tokens": int(tokens.num_tokens_N[prepared.rows].sum()),
                 "steps": num_steps,
                 "consumed_samples": num_steps * prepared.config.training.global_batch_size,
+                **_mixed(prepared, num_steps),
             },
         },
     )
+
+
+def _mixed(prepared: PreparedRun, num_steps: int) -> dict[str, Any]:
+    """What a mixture came to: of each domain the samples and tokens consumed, their shares, and passes over it."""
+    if not isinstance(prepared.sampler, MixtureSampler):
+        return {}
+    tokens, end = prepared.side.tokens, num_steps * prepared.config.training.global_batch_size
+    count_K, token_K = prepared.sampler.counts_at(end), np.zeros(len(tokens.group_names))
+    for start in range(0, end, 2**16):
+        row_L = prepared.sampler.rows_at(start, min(start + 2**16, end))
+        weight_L = np.asarray(tokens.num_tokens_N)[row_L]
+        token_K += np.bincount(tokens.group_N[row_L], weights=weight_L, minlength=len(token_K))
+    columns = {
+        "samples": count_K.tolist(), "tokens": token_K.astype(np.int64).tolist(),
+        "row_share": (count_K / count_K.sum()).tolist(), "token_share": (token_K / token_K.sum()).tolist(),
+        "epochs": prepared.sampler.epochs_at(end).tolist(),
+    }  # fmt: skip
+    domains = {name: {key: column[k] for key, column in columns.items()} for k, name in enumerate(tokens.group_names)}
+    return {"mixture": domains, "capped": prepared.sampler.capped}

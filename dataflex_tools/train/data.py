@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import Dataset
 
 if TYPE_CHECKING:
+    from dataflex_tools.data.packed import Blocks
     from dataflex_tools.data.tokenized import Tokens
 
 # B batch, T tokens
@@ -26,6 +27,22 @@ class TokensDataset(Dataset[dict[str, np.ndarray]]):
         return {"input_ids": self.tokens.input_ids(row), "labels": self.tokens.labels(row)}
 
 
+class BlocksDataset(TokensDataset):
+    """As `TokensDataset`, with `position_ids` (T,) that start anew at each document, by which attention stays inside one."""
+
+    tokens: "Blocks"
+
+    def __getitem__(self, row: int) -> dict[str, np.ndarray]:
+        return {**super().__getitem__(row), "position_ids": self.tokens.positions(row)}
+
+
+def dataset_of(tokens: "Tokens | Blocks") -> TokensDataset:
+    """The rows of a corpus as a model trains on them."""
+    from dataflex_tools.data.packed import Blocks
+
+    return BlocksDataset(tokens) if isinstance(tokens, Blocks) and not tokens.attends_across else TokensDataset(tokens)
+
+
 class PadCollator:
     """Pads on the right: a causal model needs no mask then, as no token sees the padding."""
 
@@ -39,4 +56,7 @@ class PadCollator:
         for index, item in enumerate(items):
             ids_BT[index, : len(item["input_ids"])] = item["input_ids"]
             labels_BT[index, : len(item["labels"])] = item["labels"]
-        return {"input_ids": torch.from_numpy(ids_BT), "labels": torch.from_numpy(labels_BT)}
+        batch = {"input_ids": torch.from_numpy(ids_BT), "labels": torch.from_numpy(labels_BT)}
+        if "position_ids" in items[0]:  # of blocks, which are equally long
+            batch["position_ids"] = torch.from_numpy(np.stack([item["position_ids"] for item in items]))
+        return batch

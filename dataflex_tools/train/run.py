@@ -26,9 +26,11 @@ from dataflex_tools.core import dist
 from dataflex_tools.core.config import to_mapping
 from dataflex_tools.core.errors import ConfigError
 from dataflex_tools.core.fingerprint import canonical_json, ids_digest
-from dataflex_tools.sampler.plan_sampler import PlanSampler
-from dataflex_tools.train.data import PadCollator, TokensDataset
+from dataflex_tools.core.mixing import MixState
+from dataflex_tools.sampler.plan_sampler import Stream
+from dataflex_tools.train.data import PadCollator, dataset_of
 from dataflex_tools.train.ledger import Ledger
+from dataflex_tools.train.mixing import Loop, MixTrainer
 from dataflex_tools.train.settings import TrainingSettings, training_arguments
 from dataflex_tools.train.trainer import PlanTrainer
 
@@ -46,29 +48,34 @@ _FREE = ("per_device_train_batch_size", "logging_steps", "save_steps", "save_tot
 class FitOptions:
     """What a training may be given besides rows and settings.
 
-    `made_from`: further facts a resume must agree with, such as the digests of model and plan.
+    `made_from`: further facts a resume must agree with, such as the digests of model and plan. `loop`: an online mixer
+    that decides while the model trains; the sampler is then a `MixtureSampler`.
     """
 
     collator: Callable[[Any], Any] | None = None
     tokenizer: PreTrainedTokenizerBase | None = None
     callbacks: Sequence[TrainerCallback] = ()
     made_from: Mapping[str, Any] = field(default_factory=dict)
+    loop: Loop | None = None
 
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """A finished training: where its model, ledger and log are, and how many optimizer steps it took."""
+    """A finished training: where its model, ledger and log are, how many optimizer steps it took, and the states of its
+    mixer if it had one.
+    """
 
     model: Path
     ledger: Path
     log: Path
     num_steps: int
+    trajectory: tuple[MixState, ...] = ()
 
 
 def run_training(
     model: nn.Module | Callable[[], nn.Module],
     tokens: "Tokens",
-    sampler: PlanSampler,
+    sampler: Stream,
     settings: TrainingSettings,
     folder: Path,
     *,
@@ -83,7 +90,9 @@ def run_training(
     trainer = build_trainer(model, tokens, sampler, settings, folder, options=options)
     resume(trainer)
     save_model(trainer, folder / "model", complete=options.tokenizer and options.tokenizer.save_pretrained)
-    run = TrainingRun(folder / "model", folder / "ledger.parquet", folder / "log.parquet", trainer.state.global_step)
+    states = tuple(trainer.trajectory.states) if isinstance(trainer, MixTrainer) else ()
+    steps = trainer.state.global_step
+    run = TrainingRun(folder / "model", folder / "ledger.parquet", folder / "log.parquet", steps, states)
     if trainer.is_world_process_zero():
         write_ledger(trainer, tokens, run.ledger)
         _write_log(trainer, run.log)
@@ -94,7 +103,7 @@ def run_training(
 def build_trainer(
     model: nn.Module | Callable[[], nn.Module],
     tokens: "Tokens",
-    sampler: PlanSampler,
+    sampler: Stream,
     settings: TrainingSettings,
     folder: Path,
     *,
@@ -109,15 +118,10 @@ def build_trainer(
     pad_id = options.tokenizer.pad_token_id if options.tokenizer is not None else None
     built = model if isinstance(model, nn.Module) else model()
     _record_run(folder, identity)  # not before: a model that cannot be loaded leaves no folder
-    trainer = PlanTrainer(
-        built,
-        arguments,
-        options.collator or PadCollator(pad_id or 0),
-        TokensDataset(tokens),
-        callbacks=list(options.callbacks),
-        sampler=sampler,
-        ledger=Ledger(folder / "journal", rank=dist.rank()),
-    )
+    given = {"callbacks": list(options.callbacks), "sampler": sampler}
+    given |= {"ledger": Ledger(folder / "journal", rank=dist.rank())}
+    parts = (built, arguments, options.collator or PadCollator(pad_id or 0), dataset_of(tokens))
+    trainer = PlanTrainer(*parts, **given) if options.loop is None else MixTrainer(*parts, **given, loop=options.loop)
     trainer.remove_callback(PrinterCallback)  # it prints to stdout, which belongs to the command's answer
     return trainer
 
@@ -183,7 +187,7 @@ def _write_log(trainer: PlanTrainer, path: Path) -> None:
     write_table(path, pa.table(columns), rows_per_group=2**16)
 
 
-def _identity(tokens: "Tokens", sampler: PlanSampler, settings: TrainingSettings, options: FitOptions) -> dict[str, Any]:
+def _identity(tokens: "Tokens", sampler: Stream, settings: TrainingSettings, options: FitOptions) -> dict[str, Any]:
     own = {name: value for name, value in to_mapping(settings).items() if name not in _FREE}
     return {
         **{f"training.{name}": value for name, value in own.items()},

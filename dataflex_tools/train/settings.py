@@ -86,7 +86,7 @@ _ADAM = ("adamw_torch", "adamw_torch_fused")
 
 
 def _training() -> TrainingSettings:
-    return TrainingSettings(num_train_epochs=4)
+    return TrainingSettings(num_train_epochs=4.0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,11 +18,11 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from dataflex_tools.core.errors import ConfigError, DataError
-from dataflex_tools.sampler.plan_sampler import PlanBatches, PlanSampler
+from dataflex_tools.sampler.plan_sampler import PlanBatches, Stream
 from dataflex_tools.train.ledger import Ledger
 from dataflex_tools.train.settings import steps_until
 
-_ROWS = "plan_rows"  # batch key of the rows a micro-batch holds; a numpy array, so it is never moved to a device
+ROWS = "plan_rows"  # batch key of the rows a micro-batch holds; a numpy array, so it is never moved to a device
 
 if TYPE_CHECKING:
     _Base = Trainer
@@ -37,7 +37,7 @@ class PlanTrainerMixin(_Base):
     the sampler's rows. Raises ConfigError for arguments that would change the batches behind the plan's back.
     """
 
-    def __init__(self, *args: Any, sampler: PlanSampler, ledger: Ledger | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, sampler: Stream, ledger: Ledger | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         _check(self.args, self.train_dataset, sampler)
         self.plan_sampler = sampler
@@ -73,7 +73,7 @@ class PlanTrainerMixin(_Base):
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
         """Note which rows the micro-batch holds, then train on it."""
-        self.ledger.record(inputs.pop(_ROWS))
+        self.ledger.record(inputs.pop(ROWS))
         return super().training_step(model, inputs, num_items_in_batch)
 
     def seek(self, step: int) -> None:
@@ -144,14 +144,14 @@ class _CollateRows:
 
     def __call__(self, pairs: Sequence[tuple[int, Any]]) -> dict[str, Any]:
         batch = dict(self._collate([item for _, item in pairs]))
-        return {**batch, _ROWS: np.array([row for row, _ in pairs], dtype=np.int64)}
+        return {**batch, ROWS: np.array([row for row, _ in pairs], dtype=np.int64)}
 
 
-def _check(args: TrainingArguments, dataset: Any, sampler: PlanSampler) -> None:
+def _check(args: TrainingArguments, dataset: Any, sampler: Stream) -> None:
     if dataset is None or isinstance(dataset, IterableDataset):
         raise ConfigError(f"a plan selects rows by number; train_dataset is {type(dataset).__name__} and has none")
-    if (largest := int(sampler.row_k.max())) >= len(dataset) or sampler.row_k.min() < 0:
-        raise ConfigError(f"the plan selects row {largest} of {len(dataset)}; use the data it was made for")
+    if sampler.largest_row >= len(dataset):
+        raise ConfigError(f"the plan selects row {sampler.largest_row} of {len(dataset)}; use the data it was made for")
     for name, wanted in {"auto_find_batch_size": False, "train_sampling_strategy": "random"}.items():
         if (found := getattr(args, name)) != wanted:
             raise ConfigError(f"{name}={found!r} has no effect or breaks the plan; leave it at {wanted!r}")

@@ -1,0 +1,170 @@
+"""The score stage of a mixer: look at the domains, train the small models it asks for, write the mixture.
+
+Everything on the way is an artifact of its own and found again: trained references, proxies and swarms under `models/`, the
+reference's token losses under `signals/`. A killed stage goes on where it stood.
+"""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dataflex_tools.artifact.manifest import MANIFEST, read_manifest
+from dataflex_tools.artifact.mixture import write_mixture
+from dataflex_tools.artifact.plan import check_out
+from dataflex_tools.core import dist
+from dataflex_tools.core.config import differences, to_mapping
+from dataflex_tools.core.errors import ArtifactError, ConfigError
+from dataflex_tools.core.mixing import Domains, Mixture
+from dataflex_tools.core.rng import generator
+from dataflex_tools.data.sources import check_exists
+from dataflex_tools.methods.base import OnlineMixer, StaticMixer, SwarmMixer
+from dataflex_tools.stages import inputs
+from dataflex_tools.stages.config import ScoreConfig, build_method, recorded
+from dataflex_tools.stages.proxies import Prepared, reference_losses, train_proxy, train_swarm, weights_text
+
+logger = logging.getLogger("flextools")
+
+# K domains
+
+
+def prepare(config: ScoreConfig, cache: Path, *, overwrite: bool = False) -> Prepared:
+    """Read and pack the text, check everything that can be checked without a model's weights."""
+    from dataflex_tools.models.load import model_sha256
+
+    method = build_method(config)
+    check_out(Path(config.out), overwrite=overwrite)
+    check_settings(config, method)
+    model_info = {"name": config.model.path, "sha256": model_sha256(config.model), "dtype": config.model.dtype}
+    tokenizer = inputs.Tokenizer.of(config.model)
+    text = inputs.read_text(config.data, tokenizer, config.render, config.pack, cache)
+    if not isinstance(method, StaticMixer):
+        inputs.check_vocabulary(text.side, tokenizer, config.model)
+    tokens = text.train
+    num_rows_K = np.bincount(tokens.group_N, minlength=len(tokens.group_names))
+    num_tokens_K = np.bincount(tokens.group_N, weights=tokens.num_tokens_N, minlength=len(num_rows_K)).astype(np.int64)
+    domains = Domains(tuple(tokens.group_names), num_rows_K, num_tokens_K, vocab_size=len(tokenizer.value))
+    if isinstance(method, OnlineMixer):
+        method.start(domains)  # settings that do not fit the domains
+    return Prepared(config, method, text, tokenizer, domains, model_info, cache)
+
+
+def check_settings(config: ScoreConfig, method: Any) -> None:
+    """Raise for what can be seen to be wrong before any data is read."""
+    from dataflex_tools.models.load import check_model, model_sha256
+    from dataflex_tools.score.router_load import check_router
+    from dataflex_tools.train.settings import check_training
+
+    for source in config.data:
+        check_exists(source)
+    if isinstance(method, StaticMixer):
+        return
+    check_training(config.proxy.training, world_size=dist.world_size(), where="proxy.training")
+    if config.proxy.training.max_steps <= 0:
+        raise ConfigError("proxy.training.max_steps is not set; say how many steps the small models are trained for")
+    check_model(replace(config.model, lora=replace(config.model.lora, target_modules="all-linear")))
+    if isinstance(method, OnlineMixer) and method.observes == "router_load":
+        check_router(config.model)
+    if config.proxy.reference_model is not None:
+        model_sha256(config.proxy.reference_model)
+
+
+def score_mixture(config: ScoreConfig, *, overwrite: bool = False) -> dict[str, Any]:
+    """Run the stage; returns the mixture's manifest. One that exists with the same address is returned as it is.
+
+    Raises ArtifactError if `out` holds something else, unless `overwrite`.
+    """
+    prepared = prepare(config, Path(config.out).parent / "cache", overwrite=overwrite)
+    is_there = is_done(prepared, overwrite=overwrite)
+    dist.barrier()  # no rank writes before all have looked
+    if is_there:
+        if dist.is_main():
+            logger.info("reused: %s has this mixture already", config.out)
+        return read_manifest(Path(config.out))
+    method, rng = prepared.method, generator(config.seed, config.method)
+    parents: list[dict[str, str]] = []
+    if isinstance(method, StaticMixer):
+        mixture = method.mix(prepared.domains, rng=rng)
+    elif isinstance(method, SwarmMixer):
+        mixture = train_swarm(prepared, method)
+    else:
+        mixture = _online(prepared, method, parents)
+    if dist.is_main():
+        _write(prepared, mixture, parents, overwrite=overwrite)
+    dist.barrier()
+    return read_manifest(Path(config.out))
+
+
+def is_done(prepared: Prepared, *, overwrite: bool) -> bool:
+    """Whether `out` holds exactly this mixture. Raises ArtifactError if it holds something else, unless `overwrite`."""
+    out = Path(prepared.config.out)
+    if not (out / MANIFEST).exists():
+        return False
+    found = read_manifest(out)
+    if found.get("address") == prepared.address or overwrite:
+        return found.get("address") == prepared.address
+    names = ", ".join(differences(found.get("config", {}), recorded(prepared.config))) or "the content of data or model"
+    raise ArtifactError(
+        f"{out} holds another plan ({found.get('method')}; differing: {names}); choose another --out, or give --overwrite"
+    )
+
+
+def trainings(prepared: Prepared) -> list[tuple[str, int, float]]:
+    """(title, how often, flops per parameter and token) of the work ahead, at most; for estimates."""
+    method, proxy = prepared.method, prepared.config.proxy
+    if isinstance(method, StaticMixer):
+        return []
+    if isinstance(method, SwarmMixer):
+        num = len(method.mixtures(prepared.domains, rng=generator(prepared.config.seed, prepared.config.method, "mixtures")))
+        return [("swarm", num, 6.0)]
+    if method.observes != "excess_loss":
+        return [("proxy", 1, 6.0)]
+    rounds = method.settings.max_rounds
+    own = [] if proxy.reference_model or proxy.reference_losses else [("reference", rounds, 6.0)]
+    losses = [] if proxy.reference_losses else [("token losses of the reference", rounds, 2.0)]
+    return [*own, *losses, ("proxy", rounds, 6.0)]
+
+
+def _online(prepared: Prepared, method: OnlineMixer, parents: list[dict[str, str]]) -> Mixture:
+    """Train a proxy with the mixer in the loop; DoReMi's rounds until the weights settle."""
+    if method.observes != "excess_loss":
+        states = train_proxy(prepared, method, None, parents)
+        return method.finish(prepared.domains, states)
+    weight_K = method.reference_weights(prepared.domains)
+    for number in range(1, method.settings.max_rounds + 1):
+        reference = reference_losses(prepared, weight_K, parents)
+        mixture = method.finish(prepared.domains, train_proxy(prepared, method, reference, parents))
+        before_K, weight_K = weight_K, mixture.weight_SK[-1]
+        if dist.is_main():
+            change = np.abs(weight_K - before_K).max()
+            logger.info("round %d: largest change of a weight against the reference's %.4f", number, change)
+        if method.is_settled(before_K, weight_K):
+            break
+    facts = {**mixture.facts, "rounds": number, "is_settled": bool(method.is_settled(before_K, weight_K))}
+    return replace(mixture, facts=facts)
+
+
+def _write(prepared: Prepared, mixture: Mixture, parents: list[dict[str, str]], *, overwrite: bool) -> None:
+    config, text = prepared.config, prepared.text
+    is_static = isinstance(prepared.method, StaticMixer)
+    facts = {
+        "address": prepared.address,
+        "method": config.method,
+        "settings": to_mapping(prepared.method.settings),
+        "corpus": text.side.info(),
+        "model": None if is_static else prepared.model_info,
+        "tokenizer": {**prepared.tokenizer.info(config.render), "render": text.train.render_digest},
+        "parents": list({item["path"]: item for item in parents}.values()),
+        "stats": {
+            "num_rows": dict(zip(prepared.domains.names, prepared.domains.num_rows_K.tolist(), strict=True)),
+            "num_tokens": dict(zip(prepared.domains.names, prepared.domains.num_tokens_K.tolist(), strict=True)),
+            "facts": dict(mixture.facts),
+        },
+        "config": recorded(config),
+        "licence": config.licence,
+    }
+    manifest = write_mixture(Path(config.out), mixture, facts=facts, overwrite=overwrite)
+    logger.info("wrote %s: %s, %s, %s", config.out, config.method, weights_text(
+        Mixture.constant(mixture.names, mixture.weight_SK[-1])), manifest["digest"][:16])  # fmt: skip

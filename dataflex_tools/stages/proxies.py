@@ -1,0 +1,274 @@
+"""The small models a mixer trains on the way: references with their token losses, proxies with a mixer in the loop, swarms.
+
+Each is an artifact of its own and found again: models under `models/`, token losses under `signals/`. A killed training goes
+on where it stood.
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dataflex_tools.artifact.files import write_bytes
+from dataflex_tools.artifact.manifest import MANIFEST, file_entry, read_manifest, write_manifest
+from dataflex_tools.artifact.signal import SignalStore, signal_folder
+from dataflex_tools.core import dist
+from dataflex_tools.core.config import to_mapping
+from dataflex_tools.core.errors import ArtifactError
+from dataflex_tools.core.fingerprint import digest
+from dataflex_tools.core.mixing import Domains, MixState, Mixture, Observation
+from dataflex_tools.core.rng import generator
+from dataflex_tools.methods.base import OnlineMixer, StaticMixer, SwarmMixer
+from dataflex_tools.models.settings import ModelSettings
+from dataflex_tools.stages import inputs
+from dataflex_tools.stages.config import ScoreConfig
+
+logger = logging.getLogger("flextools")
+
+# K domains, S trainings of a swarm
+
+_STATES = "states.json"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that is known before a model is trained."""
+
+    config: ScoreConfig
+    method: Any
+    text: inputs.Text
+    tokenizer: inputs.Tokenizer
+    domains: Domains
+    model_info: Mapping[str, Any]
+    cache: Path
+
+    @property
+    def root(self) -> Path:
+        """Where models and signals go: beside the plan."""
+        return Path(self.config.out).parent
+
+    @property
+    def base(self) -> dict[str, Any]:
+        """What every small model depends on."""
+        return {
+            "model": self.model_info["sha256"], "dtype": self.config.model.dtype, "corpus": self.text.train_digest,
+            "render": self.text.train.render_digest, "training": to_mapping(self.config.proxy.training),
+        }  # fmt: skip
+
+    @property
+    def address(self) -> str:
+        """Equal addresses give equal mixtures."""
+        own = {"method": self.config.method, "settings": to_mapping(self.method.settings), "seed": self.config.seed}
+        if isinstance(self.method, StaticMixer):
+            return digest(own | {"corpus": self.text.train_digest, "render": self.text.train.render_digest})
+        proxy = {"held_out_rows": self.config.proxy.held_out_rows, "held_out": self.text.held_out_digest}
+        return digest(own | self.base | proxy | {"reference": _reference_address(self.config)})
+
+
+def _reference_address(config: ScoreConfig) -> Any:
+    """What stands for a trained reference, if anything does."""
+    from dataflex_tools.models.load import model_sha256
+
+    if config.proxy.reference_losses is not None:
+        return read_manifest(Path(config.proxy.reference_losses))["digest"]
+    return model_sha256(config.proxy.reference_model) if config.proxy.reference_model is not None else None
+
+
+def reference_losses(prepared: Prepared, weight_K: np.ndarray, parents: list[dict[str, str]]) -> Any:
+    """The token losses of a reference: given, or measured with a model that is given, or trained on these weights."""
+    from dataflex_tools.train.reference import TokenLosses
+
+    proxy, tokens = prepared.config.proxy, prepared.text.train
+    if proxy.reference_losses is not None:
+        store = _given_losses(prepared, Path(proxy.reference_losses))
+    else:
+        model = proxy.reference_model or _trained_reference(prepared, weight_K, parents)
+        store = _measured_losses(prepared, model)
+    parents.append(_parent(prepared.root, store.folder))
+    return TokenLosses(store, tokens.ids_N16, tokens.num_labels_N, prepared.cache)
+
+
+def _trained_reference(prepared: Prepared, weight_K: np.ndarray, parents: list[dict[str, str]]) -> ModelSettings:
+    spec = prepared.base | {"kind": "reference", "weights": weight_K.tolist()}
+    folder = _train(prepared, "reference", spec, Mixture.constant(prepared.domains.names, weight_K))
+    parents.append(_parent(prepared.root, folder))
+    return replace(prepared.config.model, path=str(folder / "model"), random_weights=False, revision=None)
+
+
+def _measured_losses(prepared: Prepared, model: ModelSettings) -> SignalStore:
+    """The loss of every label token under `model`, stored; what is stored already is not measured again."""
+    from dataflex_tools.models.load import device, load_model, model_sha256
+    from dataflex_tools.score.engine import measure
+    from dataflex_tools.score.loss import TokenLossSignal, token_loss_columns
+
+    settings, tokens, sha256 = prepared.config.token_loss, prepared.text.train, model_sha256(model)
+    spec = {
+        "kind": "token_loss", "model": sha256, "dtype": model.dtype, "render": tokens.render_digest,
+        "settings": settings.address(),
+    }  # fmt: skip
+    store = SignalStore(signal_folder(prepared.root, spec), spec, token_loss_columns(settings.storage))
+    if len(store.missing(tokens.ids_N16)) == 0 and (store.folder / MANIFEST).exists():
+        if dist.is_main():
+            logger.info("reused: token losses of the reference (%s)", store.folder.name)
+        return store
+    signal = TokenLossSignal(load_model(model).to(device()), settings)
+    measure(signal, tokens, store, title="token losses of the reference")
+    if dist.is_main():
+        tokenizer = {"sha256": prepared.tokenizer.sha256, "render": tokens.render_digest}
+        info = {"name": model.path, "sha256": sha256, "dtype": model.dtype}
+        store.finish({"model": info, "tokenizer": tokenizer, "parents": []})
+    dist.barrier()
+    return store
+
+
+def _given_losses(prepared: Prepared, folder: Path) -> SignalStore:
+    """Token losses that somebody measured. Raises ArtifactError if they are of another tokenizer or packing."""
+    from dataflex_tools.score.loss import token_loss_columns
+
+    manifest, tokens = read_manifest(folder), prepared.text.train
+    if manifest.get("signal") != "token_loss":
+        raise ArtifactError(f"{folder} is no token_loss signal; give one that `flextools score --method doremi` wrote")
+    if (found := manifest["spec"]["render"]) != tokens.render_digest:
+        theirs, ours = manifest["tokenizer"]["sha256"], prepared.tokenizer.sha256
+        what = f"tokenizer {theirs[:16]}" if theirs != ours else f"packing {found[:16]}"
+        own = f"tokenizer {ours[:16]}" if theirs != ours else f"packing {tokens.render_digest[:16]}"
+        raise ArtifactError(
+            f"{folder} was measured with {what}, the data is read with {own} ({prepared.config.model.path}, "
+            f"{_pack_text(prepared)}); use the same tokenizer and pack settings, or measure a reference anew"
+        )
+    storage = manifest["spec"]["settings"]["storage"]
+    return SignalStore(folder, manifest["spec"], token_loss_columns(storage))
+
+
+def _pack_text(prepared: Prepared) -> str:
+    pack = prepared.config.pack
+    return f"pack.block_size {pack.block_size}" if pack is not None else f"cutoff_len {prepared.config.render.cutoff_len}"
+
+
+def train_proxy(prepared: Prepared, method: OnlineMixer, reference: Any, parents: list[dict[str, str]]) -> Any:
+    """Train the proxy; the states its mixer went through."""
+    from dataflex_tools.train.mixing import Loop
+
+    text = prepared.text
+    measure = None if method.observes in ("loss", "excess_loss") else partial(_measure_held_out, prepared, method)
+    loop = Loop(method, prepared.domains, text.train.group_N, text.train.num_labels_N, reference, measure)
+    settings = {key: value for key, value in to_mapping(method.settings).items() if key not in method.after_training}
+    spec = prepared.base | {
+        "kind": "proxy", "method": prepared.config.method, "settings": settings,
+        "held_out": [text.held_out_digest, prepared.config.proxy.held_out_rows] if measure else None,
+        "reference": parents[-1]["digest"] if reference is not None else None,
+    }  # fmt: skip
+    weight_K = method.sampling_weights(prepared.domains) if method.weighs_loss else method.start(prepared.domains).weight_K
+    folder = _train(
+        prepared, f"{prepared.config.method} proxy", spec, Mixture.constant(prepared.domains.names, weight_K), loop
+    )
+    parents.append(_parent(prepared.root, folder))
+    return _read_states(folder / _STATES)
+
+
+def _measure_held_out(prepared: Prepared, method: OnlineMixer, model: Any, is_sharded: bool) -> Observation:
+    """What a mixer is told of the held-out rows, of all ranks."""
+    from dataflex_tools.score.held_out import held_out_loads, held_out_losses
+
+    measure = held_out_loads if method.observes == "router_load" else held_out_losses
+    return measure(model, prepared.text.held_out, num_rows=prepared.config.proxy.held_out_rows, is_sharded=is_sharded)
+
+
+def train_swarm(prepared: Prepared, method: SwarmMixer) -> Mixture:
+    """Train a small model on each mixture of the swarm, one after the other, and fit."""
+    config, domains = prepared.config, prepared.domains
+    weight_SK = method.mixtures(domains, rng=generator(config.seed, config.method, "mixtures"))
+    spec = prepared.base | {"kind": "swarm", "held_out": [prepared.text.held_out_digest, config.proxy.held_out_rows]}
+    folder = prepared.root / "models" / f"swarm-{digest(spec)[:16]}"
+    loss_SK = np.stack([_swarm_run(prepared, folder, weight_K, f"{i + 1} of {len(weight_SK)}")
+                        for i, weight_K in enumerate(weight_SK)])  # fmt: skip
+    mixture = method.fit(domains, weight_SK, loss_SK, rng=generator(config.seed, config.method, "fit"))
+    columns = {f"weight_{name}": weight_SK[:, k] for k, name in enumerate(domains.names)}
+    columns |= {f"loss_{name}": loss_SK[:, k] for k, name in enumerate(domains.names)}
+    return replace(mixture, tables={**mixture.tables, "swarm": columns})
+
+
+def _swarm_run(prepared: Prepared, folder: Path, weight_K: np.ndarray, where: str) -> np.ndarray:
+    """Held-out loss of each domain after a training on these weights, nats per token; kept, the model is not."""
+    from dataflex_tools.models.load import device, load_model
+    from dataflex_tools.score.held_out import held_out_losses
+
+    path = folder / f"{digest(weight_K.tolist())[:16]}.json"
+    if not path.exists():
+        work = path.with_suffix("")
+        if dist.is_main():
+            logger.info("swarm: training %s", where)
+        _fit(prepared, work, Mixture.constant(prepared.domains.names, weight_K), {"swarm": weight_K.tolist()})
+        settings = replace(prepared.config.model, path=str(work / "model"), random_weights=False, revision=None)
+        count = prepared.config.proxy.held_out_rows
+        seen = held_out_losses(load_model(settings).to(device()), prepared.text.held_out, num_rows=count)
+        dist.barrier()
+        if dist.is_main():
+            result = {"weights": weight_K.tolist(), "losses": seen.mean_K.tolist()}
+            write_bytes(path, json.dumps(result).encode())
+            shutil.rmtree(work)
+        dist.barrier()
+    return np.array(json.loads(path.read_text(encoding="utf-8"))["losses"])
+
+
+def _train(prepared: Prepared, title: str, spec: Mapping[str, Any], mixture: Mixture, loop: Any = None) -> Path:
+    """The folder of a trained small model, an artifact of kind `model`; found, or trained now."""
+    folder = prepared.root / "models" / f"{spec['kind']}-{digest(spec)[:16]}"
+    if (folder / MANIFEST).exists():
+        if dist.is_main():
+            logger.info("reused: %s (%s)", title, folder.name)
+        return folder
+    if dist.is_main():
+        logger.info("training the %s: %s", title, weights_text(mixture))
+    dist.barrier()
+    run = _fit(prepared, folder, mixture, {"spec": digest(spec)}, loop)
+    if dist.is_main():
+        _write_states(folder / _STATES, run.trajectory)
+        shutil.rmtree(folder / "journal", ignore_errors=True)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        paths = [p for p in (folder / "model").rglob("*") if p.is_file()]
+        paths += [run.ledger, run.log, folder / _STATES, folder / "run.json"]
+        files = [file_entry(folder, name) for name in sorted(str(path.relative_to(folder)) for path in paths)]
+        info = {"model": prepared.model_info, "spec": spec, "parents": [], "stats": {"steps": run.num_steps}}
+        write_manifest(folder, {"kind": "model", **info, "files": files})
+    dist.barrier()
+    return folder
+
+
+def _fit(prepared: Prepared, folder: Path, mixture: Mixture, made_from: Mapping[str, Any], loop: Any = None) -> Any:
+    """Train all weights of the small model on a mixture in `folder`, from its last checkpoint if it was begun."""
+    from dataflex_tools.models.load import load_model
+    from dataflex_tools.train.run import FitOptions, run_training
+
+    training, tokens = prepared.config.proxy.training, prepared.text.train
+    sampler = inputs.mixture_sampler(tokens, mixture, training, seed=training.seed)
+    options = FitOptions(tokenizer=prepared.tokenizer.value, made_from=made_from, loop=loop)
+    return run_training(partial(load_model, prepared.config.model), tokens, sampler, training, folder, options=options)
+
+
+def _write_states(path: Path, states: tuple[MixState, ...]) -> None:
+    """As JSON, whose numbers come back to the last bit."""
+    body = [{"step": state.step, "weight": state.weight_K.tolist(), "score": state.score_K.tolist()} for state in states]
+    write_bytes(path, json.dumps(body).encode())
+
+
+def _read_states(path: Path) -> tuple[MixState, ...]:
+    body = json.loads(path.read_text(encoding="utf-8"))
+    return tuple(MixState(item["step"], np.array(item["weight"]), np.array(item["score"])) for item in body)
+
+
+def _parent(root: Path, folder: Path) -> dict[str, str]:
+    path = folder.relative_to(root) if folder.is_relative_to(root) else folder
+    return {"path": str(path), "digest": read_manifest(folder)["digest"]}
+
+
+def weights_text(mixture: Mixture) -> str:
+    """The first weights, by domain, for log lines."""
+    weights = zip(mixture.names, mixture.weight_SK[0], strict=True)
+    return ", ".join(f"{name} {weight:.3f}" for name, weight in weights)
