@@ -88,7 +88,7 @@ class Regmix(SwarmMixer):
 
     def fit(self, domains: Domains, weight_SK: np.ndarray, loss_SK: np.ndarray, *, rng: np.random.Generator) -> Mixture:
         """The mixture. Facts: `spearman` and `rmse` (nats) of held-out runs, `rounds` of boosting, the predicted loss of
-        the mixture and of the natural one, the best run. Tables: `swarm`, all runs; `fit`, what was predicted of them.
+        the mixture and of the natural one, the best run. Table `fit`: target of each run, and what was predicted of it.
         """
         settings = self.settings
         _check_size(len(domains), len(weight_SK), settings.num_folds)
@@ -112,8 +112,8 @@ class Regmix(SwarmMixer):
             "predicted_natural": float(predicted[1]),
             "best_run": {"run": best_run, "target": float(swarm.target_S[best_run])},
         }
-        tables = _tables(domains, weight_SK, loss_SK, swarm.target_S, held_out_S)
-        return Mixture.constant(domains.names, weight_K, facts=facts, tables=tables)
+        table = {"run": np.arange(len(weight_SK)), "target": swarm.target_S, "predicted_held_out": held_out_S}
+        return Mixture.constant(domains.names, weight_K, facts=facts, tables={"fit": table})
 
     def _target(self, domains: Domains) -> np.ndarray:
         """Weight of each domain's loss in what is to be lowered, (K,), sums to 1."""
@@ -137,12 +137,3 @@ def _check_size(num_domains: int, num_runs: int, num_folds: int) -> None:
     least = max(2 * num_folds, -(-num_domains * num_folds // (num_folds - 1)))
     require(num_domains > 1, "regmix: the data has one domain, a mixture needs two; name more sources with --data NAME=PATH")
     require(num_runs >= least, f"regmix: {num_runs} runs are too few to fit {num_domains} domains; wanted at least {least}")
-
-
-def _tables(
-    domains: Domains, weight_SK: np.ndarray, loss_SK: np.ndarray, target_S: np.ndarray, held_out_S: np.ndarray
-) -> dict[str, dict[str, np.ndarray]]:
-    run_S, num = np.arange(len(weight_SK)), len(domains)
-    swarm = {"run": np.repeat(run_S, num), "domain": np.tile(domains.names, len(run_S))}
-    fit = {"run": run_S, "target": target_S, "predicted_held_out": held_out_S}
-    return {"swarm": {**swarm, "weight": weight_SK.ravel(), "loss": loss_SK.ravel()}, "fit": fit}

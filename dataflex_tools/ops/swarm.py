@@ -15,7 +15,7 @@ from dataflex_tools.ops.shares import tempered
 
 REGRESSORS = ("gradient_boosting", "linear")
 _NUM_STRENGTHS = 15  # as in sail-sg/regmix, like the two below
-_OVERSAMPLING = 100
+_NUM_DRAWS = 51_200  # there 100 for each of 512 runs; one number for all, so that fewer runs are the first of more
 _LEARNING_RATE = 0.01
 
 
@@ -38,23 +38,23 @@ def draw_swarm(
     min_share: float,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Different mixtures drawn around prior ** exponent, (num_runs, K); rows sum to 1.
+    """Different mixtures drawn around prior ** exponent, (num_runs, K); rows sum to 1. Fewer are the first of more.
 
     Each has one of 15 strengths between the two, log-spaced. A draw with a share above `max_upsampling` * prior is left out;
     shares are then rounded as in `rounded`. Raises ConfigError if fewer than `num_runs` different ones come out.
     """
     base_K = tempered(prior_K, exponent)
     strength_G = np.geomspace(*strengths, _NUM_STRENGTHS)
-    count_G = rng.multinomial(num_runs * _OVERSAMPLING, np.full(_NUM_STRENGTHS, 1 / _NUM_STRENGTHS))
+    count_G = rng.multinomial(_NUM_DRAWS, np.full(_NUM_STRENGTHS, 1 / _NUM_STRENGTHS))
     drawn = [rng.dirichlet(base_K * strength, count) for strength, count in zip(strength_G, count_G, strict=True)]
     kept_CK = within_bound(np.concatenate(drawn), prior_K, max_upsampling=max_upsampling)
     unique_CK = np.unique(rounded(kept_CK, min_share), axis=0)
     if len(unique_CK) < num_runs:
         raise ConfigError(
-            f"{len(unique_CK)} different mixtures came out of {count_G.sum():,} draws, {num_runs} were asked for; lower "
+            f"{len(unique_CK)} different mixtures came out of {_NUM_DRAWS:,} draws, {num_runs} were asked for; lower "
             "num_runs or min_share, or raise max_upsampling"
         )
-    chosen_SK = unique_CK[rng.choice(len(unique_CK), num_runs, replace=False)]
+    chosen_SK = unique_CK[rng.permutation(len(unique_CK))[:num_runs]]
     return np.asarray(chosen_SK / chosen_SK.sum(axis=1, keepdims=True))
 
 

@@ -87,9 +87,13 @@ def test_the_same_seed_draws_the_same_and_another_does_not():
     assert not np.array_equal(draw(), draw(seed=1))
 
 
+def test_a_larger_swarm_keeps_the_mixtures_of_a_smaller_one():
+    np.testing.assert_array_equal(draw(20), draw(50)[:20])
+
+
 def test_more_mixtures_than_there_are_is_an_error():
     with pytest.raises(
-        ConfigError, match=r"different mixtures came out of 30,000 draws, 300 were asked for; lower num_runs"
+        ConfigError, match=r"different mixtures came out of 51,200 draws, 300 were asked for; lower num_runs"
     ):
         draw(prior=np.array([0.5, 0.5]), min_share=0.1)
 
