@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from dataflex_tools.methods import METHODS
+from dataflex_tools.methods.base import Mixer, Selector
 
 ROOT = Path(__file__).parents[2]
 PAGES = ROOT / "docs" / "methods"
@@ -37,8 +38,11 @@ def test_a_page_tells_all_settings_with_their_defaults(name: str) -> None:
 
 def test_both_tables_of_methods_list_each_once_with_a_link() -> None:
     for page, folder in ((PAGES / "README.md", ""), (ROOT / "README.md", "docs/methods/")):
-        found = re.findall(r"^\| \[(\w+)\]\((.+?)\) \|", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
-        assert sorted(found) == [(name, f"{folder}{name}.md") for name in sorted(METHODS.names())]
+        parts = re.split(r"^#+ Mixtures$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        for part, kind in zip(parts, (Selector, Mixer), strict=True):
+            found = re.findall(r"^\| \[(\w+)\]\((.+?)\) \|", part, flags=re.MULTILINE)
+            names = [name for name in METHODS.names() if issubclass(METHODS.find(name), kind)]
+            assert sorted(found) == [(name, f"{folder}{name}.md") for name in names]
 
 
 def test_links_between_pages_lead_somewhere() -> None:
