@@ -133,19 +133,43 @@ def test_the_slimpajama_settings_are_those_of_the_paper(recipe: Path, stand_in: 
         assert getattr(train, key) == getattr(steps["baseline"].config, key)
 
 
+def small_trainings(recipe: Path) -> list[str]:
+    """Overrides that give every training of a recipe four steps of eight rows."""
+    stages = load_yaml(recipe)["stages"]
+    trainings = [f"{name}.training" for name, stage in stages.items() if stage["stage"] == "train"]
+    trainings += [f"{name}.proxy.training" for name, stage in stages.items() if "proxy" in stage]
+    small = {"max_steps": "4", "global_batch_size": "8", "deepspeed": "null", "bf16": "false"}
+    changes = [f"stages.{training}.{key}={value}" for training in trainings for key, value in small.items()]
+    return [*changes, "common.pack.block_size=32", "common.pack.held_out=0.2"]
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("name", MIXERS)
+def test_a_recipe_runs_in_a_tiny_size(name: str, stand_in: Path) -> None:
+    for i, domain in enumerate(NAMES):
+        rows = [{"text": text(10 * i + j)} for j in range(30 + 10 * i)]
+        tiny.write_jsonl(stand_in / ".mix" / "text" / f"{domain}.jsonl", rows)
+    recipe = PIPELINES / f"{name}.yaml"
+    updates = getattr(METHODS.find(name).Settings, "update_every", 1) > 1
+    often = ["stages.score.settings.update_every=2"] if updates else []
+    steps = load_steps(recipe, [*small_trainings(recipe), *often])
+    results = dict(zip([step.name for step in steps], run_steps(steps), strict=True))
+    assert set(results["evaluate_baseline"]["groups"]) == set(NAMES)
+    if name != "natural":
+        assert set(results["evaluate"]["groups"]) == set(NAMES)
+
+
+def text(seed: int) -> str:
+    """Some hundred tokens of the tiny model."""
+    return " ".join(record["output"] for record in tiny.records(12, seed=seed))
+
+
 @pytest.mark.e2e
 @pytest.mark.parametrize("recipe", PAPER, ids=lambda path: path.stem)
 def test_the_slimpajama_recipe_runs_in_a_tiny_size(recipe: Path, stand_in: Path) -> None:
-    rows = [
-        {"text": " ".join(record["output"] for record in tiny.records(12, seed=i)), "set": f"RedPajama{name}"}
-        for name in NATURAL
-        for i in range(30)
-    ]
+    rows = [{"text": text(i), "set": f"RedPajama{name}"} for name in NATURAL for i in range(30)]
     source = {"path": str(tiny.write_jsonl(stand_in / "slimpajama.jsonl", rows)), "domain_column": "set"}
-    small = {"max_steps": "4", "global_batch_size": "8", "deepspeed": "null", "bf16": "false"}
-    trainings = ("baseline.training", "score.proxy.training", "train.training")
-    changes = [f"stages.{training}.{key}={value}" for training in trainings for key, value in small.items()]
-    changes += [f"common.data=[{source}]", "common.pack.block_size=32", "common.pack.held_out=0.2"]
+    changes = [*small_trainings(recipe), f"common.data=[{source}]"]
     changes += ["common.model.dtype=float32", "stages.score.model.dtype=float32"]
     steps = load_steps(recipe, [*ON_TINY, *changes])
     results = dict(zip([step.name for step in steps], run_steps(steps), strict=True))
