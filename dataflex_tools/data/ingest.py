@@ -20,7 +20,8 @@ from dataflex_tools.data.sources import Source, SourceSpec
 logger = logging.getLogger("flextools")
 
 _FORMAT = 1
-_ROWS = 4096  # rows of a record batch
+_ROWS = 4096  # rows of a record batch, fewer if their texts are long: books would fill the memory
+_CHARACTERS = 2**26
 SCHEMA = pa.schema(
     [
         ("id", pa.binary(16)),
@@ -97,13 +98,15 @@ class _Reading:
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         rows: list[tuple[Any, ...]] = []
+        size = 0
         for number, record in self.source.records(self._bad):
             row = self._row(number, record)
             if row is not None:
                 rows.append(row)
-            if len(rows) == _ROWS:
+                size += len(row[2])
+            if len(rows) == _ROWS or size > _CHARACTERS:
                 yield self._batch(rows)
-                rows = []
+                rows, size = [], 0
         if rows:
             yield self._batch(rows)
         self._check()

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from dataflex_tools.artifact.files import write_bytes
+from dataflex_tools.artifact.files import remove_leftovers, write_bytes
 from dataflex_tools.artifact.manifest import MANIFEST, file_entry, read_manifest, write_manifest
 from dataflex_tools.artifact.signal import SignalStore, signal_folder
 from dataflex_tools.core import dist
@@ -211,6 +211,7 @@ def _swarm_run(prepared: Prepared, folder: Path, weight_K: np.ndarray, where: st
         dist.barrier()
         if dist.is_main():
             result = {"weights": weight_K.tolist(), "losses": seen.mean_K.tolist()}
+            remove_leftovers(folder)
             write_bytes(path, json.dumps(result).encode())
             shutil.rmtree(work)
         dist.barrier()
@@ -232,6 +233,7 @@ def _train(prepared: Prepared, title: str, spec: Mapping[str, Any], mixture: Mix
         _write_states(folder / _STATES, run.trajectory)
         shutil.rmtree(folder / "journal", ignore_errors=True)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        remove_leftovers(folder)
         paths = [p for p in (folder / "model").rglob("*") if p.is_file()]
         paths += [run.ledger, run.log, folder / _STATES, folder / "run.json"]
         files = [file_entry(folder, name) for name in sorted(str(path.relative_to(folder)) for path in paths)]
