@@ -30,13 +30,15 @@ class ProxySettings:
     """The small models a mixer trains on the way (reference, proxy, swarm), all of their weights.
 
     `held_out_rows`: of each domain, measured at an update or after a training. `reference_losses`: a `token_loss` signal
-    that stands for training and measuring a reference; `reference_model`: a model that stands for training one.
+    that stands for training and measuring a reference; `reference_model`: a model that stands for training one;
+    `reference_rows`: whether its losses are measured of the rows `used` by the proxy, or of `all`, to be shared.
     """
 
     training: TrainingSettings = field(default_factory=TrainingSettings)
     held_out_rows: int = 64
     reference_model: ModelSettings | None = None
     reference_losses: str | None = None
+    reference_rows: Literal["used", "all"] = "used"
 
     def __post_init__(self) -> None:
         require(self.held_out_rows > 0, f"proxy.held_out_rows is {self.held_out_rows}, wanted a positive number")

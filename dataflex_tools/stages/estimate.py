@@ -61,12 +61,13 @@ def _estimate_mixture(config: ScoreConfig, *, overwrite: bool) -> Estimate:
         if mix.is_done(prepared, overwrite=overwrite):
             parts.append({"part": "plan", "what": f"reused: {config.out}", "to_do": 0})
         training, tokens = config.proxy.training, prepared.text.train
+        speed, size = _flops_per_second(), num_parameters(config.model)
+        consumed = training.max_steps * training.global_batch_size
         for title, count, passes in mix.trainings(prepared) if len(parts) == 1 else ():
             # a training step is 6 flops per parameter and token, a forward pass 2
-            num_tokens = float(tokens.num_tokens_N.mean()) * (training.max_steps * training.global_batch_size if passes > 2
-                                                              else len(tokens))  # fmt: skip
-            seconds = count * passes * num_parameters(config.model) * num_tokens / _flops_per_second()
-            what = f"{count:,} x {training.max_steps:,} steps" if passes > 2 else f"{len(tokens):,} rows"
+            rows = consumed if passes > 2 else min(consumed, len(tokens))
+            seconds = count * passes * size * float(tokens.num_tokens_N.mean()) * rows / speed
+            what = f"{count:,} x {training.max_steps:,} steps" if passes > 2 else f"{count:,} x at most {rows:,} rows"
             parts.append({"part": title, "what": what, "to_do": count, "seconds": seconds})
     memory = 16 * num_parameters(config.model) if len(parts) > 2 else 0
     return Estimate(parts, sum(part.get("seconds", 0.0) for part in parts), 0, memory)

@@ -76,7 +76,7 @@ def _reference_address(config: ScoreConfig) -> Any:
     from dataflex_tools.models.load import model_sha256
 
     if config.proxy.reference_losses is not None:
-        return read_manifest(Path(config.proxy.reference_losses))["digest"]
+        return read_manifest(Path(config.proxy.reference_losses)).get("spec_digest")
     return model_sha256(config.proxy.reference_model) if config.proxy.reference_model is not None else None
 
 
@@ -85,13 +85,22 @@ def reference_losses(prepared: Prepared, weight_K: np.ndarray, parents: list[dic
     from dataflex_tools.train.reference import TokenLosses
 
     proxy, tokens = prepared.config.proxy, prepared.text.train
+    rows = tokens.rows_with_labels() if proxy.reference_rows == "all" else _proxy_rows(prepared)
     if proxy.reference_losses is not None:
         store = _given_losses(prepared, Path(proxy.reference_losses))
     else:
         model = proxy.reference_model or _trained_reference(prepared, weight_K, parents)
-        store = _measured_losses(prepared, model)
+        store = _measured_losses(prepared, model, rows)
     parents.append(_parent(prepared.root, store.folder))
-    return TokenLosses(store, tokens.ids_N16, tokens.num_labels_N, prepared.cache)
+    return TokenLosses(store, tokens.ids_N16, tokens.num_labels_N, prepared.cache, rows=rows)
+
+
+def _proxy_rows(prepared: Prepared) -> np.ndarray:
+    """The rows that the proxy will be trained on, ascending, (R,): its batches are known before it is."""
+    training, names = prepared.config.proxy.training, prepared.domains.names
+    mixture = Mixture.constant(names, prepared.method.sampling_weights(prepared.domains))
+    sampler = inputs.mixture_sampler(prepared.text.train, mixture, training, seed=training.seed)
+    return np.unique(sampler.rows_at(0, training.max_steps * training.global_batch_size))
 
 
 def _trained_reference(prepared: Prepared, weight_K: np.ndarray, parents: list[dict[str, str]]) -> ModelSettings:
@@ -101,8 +110,8 @@ def _trained_reference(prepared: Prepared, weight_K: np.ndarray, parents: list[d
     return replace(prepared.config.model, path=str(folder / "model"), random_weights=False, revision=None)
 
 
-def _measured_losses(prepared: Prepared, model: ModelSettings) -> SignalStore:
-    """The loss of every label token under `model`, stored; what is stored already is not measured again."""
+def _measured_losses(prepared: Prepared, model: ModelSettings, rows: np.ndarray) -> SignalStore:
+    """The loss of every label token of these rows under `model`, stored; what is stored is not measured again."""
     from dataflex_tools.models.load import device, load_model, model_sha256
     from dataflex_tools.score.engine import measure
     from dataflex_tools.score.loss import TokenLossSignal, token_loss_columns
@@ -113,12 +122,12 @@ def _measured_losses(prepared: Prepared, model: ModelSettings) -> SignalStore:
         "settings": settings.address(),
     }  # fmt: skip
     store = SignalStore(signal_folder(prepared.root, spec), spec, token_loss_columns(settings.storage))
-    if len(store.missing(tokens.ids_N16)) == 0 and (store.folder / MANIFEST).exists():
+    if len(store.missing(tokens.ids_N16[rows])) == 0 and (store.folder / MANIFEST).exists():
         if dist.is_main():
             logger.info("reused: token losses of the reference (%s)", store.folder.name)
         return store
     signal = TokenLossSignal(load_model(model).to(device()), settings)
-    measure(signal, tokens, store, title="token losses of the reference")
+    measure(signal, tokens, store, title="token losses of the reference", rows=rows)
     if dist.is_main():
         tokenizer = {"sha256": prepared.tokenizer.sha256, "render": tokens.render_digest}
         info = {"name": model.path, "sha256": sha256, "dtype": model.dtype}
@@ -162,7 +171,7 @@ def train_proxy(prepared: Prepared, method: OnlineMixer, reference: Any, parents
     spec = prepared.base | {
         "kind": "proxy", "method": prepared.config.method, "settings": settings,
         "held_out": [text.held_out_digest, prepared.config.proxy.held_out_rows] if measure else None,
-        "reference": parents[-1]["digest"] if reference is not None else None,
+        "reference": reference.spec_digest if reference is not None else None,
     }  # fmt: skip
     weight_K = method.sampling_weights(prepared.domains) if method.weighs_loss else method.start(prepared.domains).weight_K
     folder = _train(
