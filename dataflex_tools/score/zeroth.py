@@ -24,6 +24,8 @@ from dataflex_tools.score.settings import ZerothSignalSettings
 
 # B samples of a batch, Q directions
 
+_HELD_BYTES = 2**31  # directions up to this size are drawn once; drawing them anew for each batch costs more than the model
+
 # (number of the direction, parameter name, parameter) -> that parameter's part of the direction, of its shape
 Direction = Callable[[int, str, torch.Tensor], torch.Tensor]
 
@@ -41,6 +43,8 @@ class ZerothSignal(ForwardSignal):
     def __init__(self, model: torch.nn.Module, settings: ZerothSignalSettings) -> None:
         super().__init__(model, settings)
         self._settings, self._weights = settings, _perturbed(model, settings)
+        size = 4 * settings.num_directions * sum(weight.numel() for weight in self._weights.values())
+        self._held: dict[tuple[int, str], torch.Tensor] | None = {} if size <= _HELD_BYTES else None
 
     @property
     def columns(self) -> pa.Schema:
@@ -63,6 +67,13 @@ class ZerothSignal(ForwardSignal):
         return {"value": unit_BQ.astype(self._settings.storage), "norm": norm_B.astype(np.float32)}
 
     def _direction(self, number: int, name: str, weight: torch.Tensor) -> torch.Tensor:
+        if self._held is None:
+            return self._drawn(number, name, weight)
+        if (number, name) not in self._held:
+            self._held[number, name] = self._drawn(number, name, weight)
+        return self._held[number, name]
+
+    def _drawn(self, number: int, name: str, weight: torch.Tensor) -> torch.Tensor:
         flat = gaussian_direction(
             weight.numel(), seed=self._settings.seed, number=number, name=name, device=weight.device
         )  # fmt: skip
