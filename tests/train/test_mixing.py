@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from dataflex_tools.sampler.mixture_sampler import MixtureSampler
 from torch.nn import functional as F
 
 from dataflex_tools.core.errors import DataError
@@ -16,6 +15,7 @@ from dataflex_tools.core.mixing import Domains, Observation
 from dataflex_tools.methods.doremi import Doremi, DoremiSettings
 from dataflex_tools.methods.odm import Odm, OdmSettings
 from dataflex_tools.methods.sheared_loading import ShearedLoading, ShearedLoadingSettings
+from dataflex_tools.sampler.mixture_sampler import MixtureSampler
 from dataflex_tools.train.mixing import Loop
 from dataflex_tools.train.run import FitOptions, TrainingRun, run_training
 from tests.train.conftest import FakeTokens, make_model, make_settings, make_tokens
