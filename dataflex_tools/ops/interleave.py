@@ -6,7 +6,7 @@ node is off its share of its parent's items by half an item, and a domain of wei
 
     |count - p w| <= 1/2 * (sum of w / W_u over u = the leaf and its ancestors below the root),   W_u: weight under u
 
-which is under 1 for up to four domains; for 5 to 200 of random weights it was 0.8 to 1.1, and counts off by 1.02 at most.
+which is under 1 for up to four domains; for 5 to 200 of random weights it was 0.8 to 1.15, and counts off by 1.05.
 For two domains any window of n items holds n w of a domain to less than one item; for more, to less than twice the bound:
 windows within one item need a balanced word, which for most weights does not exist (Fraenkel's conjecture; Altman, Gaujal
 and Hordijk 2000, "Balanced sequences and optimal routing", J. ACM 47). The best that can be promised for the prefixes of all

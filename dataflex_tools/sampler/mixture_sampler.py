@@ -64,7 +64,7 @@ class MixtureSampler(Sampler[int]):  # type: ignore[misc]  # torch is not follow
     """Endless stream of rows whose domains follow a schedule of weights.
 
     After p samples of constant weights a domain of weight w has got p w of them, to within `bound_at`: under one sample for
-    up to four domains, 0.8 to 1.1 for more (see `ops.interleave`). What a domain is behind or ahead by when the weights
+    up to four domains, 0.8 to 1.15 for more (see `ops.interleave`). What a domain is behind or ahead by when the weights
     change is made up for, so errors do not add up: counts stayed within 1.7 of what thousands of segments of 16 samples
     asked for. Inside a domain no row comes again before all have come. Usable wherever torch takes a sampler: iterating
     goes from position `start` to `total`, or to the end of the epoch (`num_rows` positions) that holds `start`.
