@@ -75,6 +75,7 @@ e2e: setup  ## slow: killed runs, several processes, the whole chain
 bench: setup  ## side-by-side ratios; run with nothing else on the machine
 	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/mixture_sampler.py
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .demo .mix

@@ -18,14 +18,14 @@ def permuted_each(index_B: np.ndarray, size_B: np.ndarray, key_B: np.ndarray) ->
     bits_B = np.frexp(np.maximum(size_B - 1, 1).astype(np.float64))[1]
     half_B = np.maximum(1, (bits_B + 1) // 2).astype(np.uint64)
     mask_B = (np.uint64(1) << half_B) - np.uint64(1)
-    number_R1 = np.arange(1, rng._ROUNDS + 1, dtype=np.uint64)[:, None]
-    round_key_RB = rng._mix(key_B + number_R1 * np.uint64(_STEP))
+    number_R1 = np.arange(1, rng.ROUNDS + 1, dtype=np.uint64)[:, None]
+    round_key_RB = rng.scramble(key_B + number_R1 * np.uint64(_STEP))
     out_B, walking_w = index_B.astype(np.uint64), np.arange(len(index_B))
     while len(walking_w):
         half_w, mask_w = half_B[walking_w], mask_B[walking_w]
         left_w, right_w = out_B[walking_w] >> half_w, out_B[walking_w] & mask_w
         for round_key_w in round_key_RB[:, walking_w]:
-            left_w, right_w = right_w, left_w ^ (rng._mix(right_w ^ round_key_w) & mask_w)
+            left_w, right_w = right_w, left_w ^ (rng.scramble(right_w ^ round_key_w) & mask_w)
         out_B[walking_w] = (left_w << half_w) | right_w
         walking_w = walking_w[out_B[walking_w] >= size_B[walking_w].astype(np.uint64)]
     return out_B.astype(np.int64)
@@ -46,7 +46,7 @@ def spread_each(index_B: np.ndarray, size_B: np.ndarray, key_B: np.ndarray) -> n
         first_w, size_w, index_w = first_B[open_w], size_B[open_w], index_B[open_w]
         lower_w = size_w >> 1
         node_w = (first_w.astype(np.uint64) << np.uint64(32)) | size_w.astype(np.uint64)
-        shift_w = (rng._mix(node_w ^ key_B[open_w]) >> np.uint64(33)).astype(np.int64) % size_w
+        shift_w = (rng.scramble(node_w ^ key_B[open_w]) >> np.uint64(33)).astype(np.int64) % size_w
         before_w, rest_w = np.divmod(index_w * lower_w + shift_w, size_w)
         is_lower_w = rest_w + lower_w >= size_w
         first_B[open_w] = np.where(is_lower_w, first_w, first_w + lower_w)

@@ -22,7 +22,7 @@ from dataflex_tools.data.tokenized import RenderSettings, tokenize_corpus
 from dataflex_tools.models.load import empty_model, load_tokenizer, tokenizer_sha256
 from dataflex_tools.models.settings import ModelSettings
 from dataflex_tools.sampler.mixture_sampler import MixtureSampler
-from dataflex_tools.train.settings import TrainingSettings
+from dataflex_tools.train.settings import TrainingSettings, num_steps
 
 logger = logging.getLogger("flextools")
 
@@ -195,7 +195,7 @@ def mixture_sampler(
                 f"the mixture gives {name!r} a weight of {weight_SK[:, code].max():.3g}, and no row of it is there"
             )
     num_tokens_K = [np.asarray(tokens.num_tokens_N)[np.asarray(part)] for part in rows_K] if unit == "tokens" else None
-    total = training.max_steps * size if training.max_steps > 0 else None
+    total = num_steps(training, len(chosen)) * size
     return MixtureSampler(
         rows_K, (mixture.step_S * size, weight_SK), seed=seed, unit=unit, num_tokens_K=num_tokens_K,
         max_epochs=max_epochs, total=total,

@@ -335,4 +335,4 @@ def _mixed(prepared: PreparedRun, num_steps: int) -> dict[str, Any]:
         "epochs": prepared.sampler.epochs_at(end).tolist(),
     }  # fmt: skip
     domains = {name: {key: column[k] for key, column in columns.items()} for k, name in enumerate(tokens.group_names)}
-    return {"mixture": domains, "capped": prepared.sampler.capped}
+    return {"mixture": domains, "capped": {tokens.group_names[code]: fact for code, fact in prepared.sampler.capped.items()}}

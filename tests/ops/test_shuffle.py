@@ -44,7 +44,7 @@ def spread_by_hand(size: int, key: int) -> list[int]:
         first, length = 0, size
         while length > 1:
             half, tally = length // 2, given.setdefault((first, length), [0, 0])
-            mixed = int(rng._mix(np.array([first << 32 | length], dtype=np.uint64) ^ np.uint64(key))[0])
+            mixed = int(rng.scramble(np.array([first << 32 | length], dtype=np.uint64) ^ np.uint64(key))[0])
             tally[0] += 1
             if (tally[0] * half + (mixed >> 33) % length) // length > tally[1]:
                 tally[1] += 1
