@@ -59,3 +59,15 @@ def test_a_dry_run_of_a_control_has_no_model_work(project: Path) -> None:
     found = estimate_score(build("score", config))
     assert (found.seconds, found.memory_bytes, found.disk_bytes) == (0, 0, 0)
     assert tree(project) == before
+
+
+def test_a_mixers_estimate_counts_its_trainings_and_writes_nothing(tmp_path: Path) -> None:
+    root = tiny.make_texts(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    proxy = {"training": tiny.mix_training()}
+    found = estimate_score(build("score", tiny.mix_config(root, method="doremi", proxy=proxy)))
+    assert [part["part"] for part in found.parts] == ["domains", "reference", "token losses of the reference", "proxy"]
+    assert found.seconds > 0
+    natural = estimate_score(build("score", tiny.mix_config(root)))
+    assert [part["part"] for part in natural.parts] == ["domains"]
+    assert sorted(tmp_path.rglob("*")) == before
