@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -131,7 +131,9 @@ class _Reading:
                 raise DataError(f"{self.path} row {number}: {error}; {hint}") from None
             self._bad(number, str(error))
             return None
-        groups = [_group(record, column) for column in (spec.domain_column, spec.subtask_column)]
+        columns = (spec.domain_column, spec.subtask_column)
+        self._seen.update(column for column in columns if column is not None and _value(record, column) is not None)
+        groups = [_group(record, column) for column in columns]
         return sample_id(conversation), number, canonical_json(conversation), *groups
 
     def _agree_on_form(self, number: int, record: dict[str, Any]) -> None:
@@ -167,6 +169,15 @@ class _MixedFormsError(DataError):
     """Not a bad row that may be skipped: the file as a whole is ambiguous."""
 
 
-def _group(record: dict[str, Any], column: str | None) -> str | None:
-    value = record.get(column) if column is not None else None
+def _group(record: Mapping[str, Any], column: str | None) -> str | None:
+    value = _value(record, column) if column is not None else None
     return None if value is None or value == "" else str(value)
+
+
+def _value(record: Mapping[str, Any], column: str) -> Any:
+    """What a column holds; `meta.source` is the field `source` of the column `meta`. None if it is not there."""
+    if column in record:
+        return record[column]
+    first, dot, rest = column.partition(".")
+    inner = record.get(first)
+    return _value(inner, rest) if dot and isinstance(inner, Mapping) else None

@@ -1,7 +1,7 @@
 """Write the mixture recipes' small models: `python pipelines/mixture/model.py --text .mix/text --out .mix`.
 
-model/ is a Llama of 2.75M parameters, moe/ a Mixtral with 8 experts of which 2 work on a token, of the same size where it
-counts: 2.76M parameters per token, 7.2M in all. Both have the same byte-level BPE of 4096 entries, and configurations only:
+model/ is a Llama of 1.26M parameters, moe/ a Mixtral with 8 experts of which 2 work on a token, of the same size where it
+counts, 2.9M parameters in all. Both have the same byte-level BPE of 4096 entries, and configurations only:
 their weights are drawn when they are loaded (`model.random_weights`). The vocabulary comes from equally many bytes of each
 domain, so no domain's proportion is built into it; documents that a recipe holds out are among them.
 """
@@ -49,13 +49,13 @@ def train_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 def configurations(tokenizer: PreTrainedTokenizerFast) -> dict[str, PretrainedConfig]:
     """The models by folder name."""
     shape = {
-        "vocab_size": len(tokenizer), "hidden_size": 192, "num_hidden_layers": 5, "num_attention_heads": 6,
+        "vocab_size": len(tokenizer), "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4,
         "num_key_value_heads": 2, "max_position_embeddings": LENGTH, "tie_word_embeddings": True, "bos_token_id": None,
         "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id,
     }  # fmt: skip
     return {
-        "model": LlamaConfig(**shape, intermediate_size=512),
-        "moe": MixtralConfig(**shape, intermediate_size=256, num_local_experts=8, num_experts_per_tok=2),
+        "model": LlamaConfig(**shape, intermediate_size=352),
+        "moe": MixtralConfig(**shape, intermediate_size=176, num_local_experts=8, num_experts_per_tok=2),
     }
 
 

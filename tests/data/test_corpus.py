@@ -47,6 +47,19 @@ def test_groups_come_from_the_column_then_the_domain_then_the_file_name(tmp_path
     assert by_domain.group_names == ("t",)
 
 
+def test_a_dotted_column_is_a_field_inside_a_column_unless_a_column_is_called_so(tmp_path):
+    rows = [
+        {**alpaca(0), "meta": {"set": {"name": "law"}}},
+        {**alpaca(1), "meta": {"set": None}},
+        {**alpaca(2), "meta": "x"},
+    ]
+    a = write_jsonl(tmp_path / "a.jsonl", [*rows, {**alpaca(3), "meta.set.name": "art"}])
+    pool = open_corpus([spec(a, domain_column="meta.set.name")], tmp_path / "cache", group="domain")
+    assert [pool.group_names[code] for code in pool.group_N] == ["law", "a", "a", "art"]
+    with pytest.raises(DataError, match="no row has the column 'meta.set.nam'"):
+        open_corpus([spec(a, domain_column="meta.set.nam")], tmp_path / "cache", group="domain")
+
+
 def test_a_source_is_read_once_until_its_bytes_or_settings_change(tmp_path, monkeypatch):
     a = write_jsonl(tmp_path / "a.jsonl", [alpaca(0), alpaca(1)])
     first = open_corpus([spec(a)], tmp_path / "cache", group="domain")

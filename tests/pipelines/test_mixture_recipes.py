@@ -167,8 +167,8 @@ def text(seed: int) -> str:
 @pytest.mark.e2e
 @pytest.mark.parametrize("recipe", PAPER, ids=lambda path: path.stem)
 def test_the_slimpajama_recipe_runs_in_a_tiny_size(recipe: Path, stand_in: Path) -> None:
-    rows = [{"text": text(i), "set": f"RedPajama{name}"} for name in NATURAL for i in range(30)]
-    source = {"path": str(tiny.write_jsonl(stand_in / "slimpajama.jsonl", rows)), "domain_column": "set"}
+    rows = [{"text": text(i), "meta": {"set": f"RedPajama{name}"}} for name in NATURAL for i in range(30)]
+    source = {"path": str(tiny.write_jsonl(stand_in / "slimpajama.jsonl", rows)), "domain_column": "meta.set"}
     changes = [*small_trainings(recipe), f"common.data=[{source}]"]
     changes += ["common.model.dtype=float32", "stages.score.model.dtype=float32"]
     steps = load_steps(recipe, [*ON_TINY, *changes])
