@@ -166,6 +166,15 @@ def read_text(
     return Text(Side(corpus, train), held_out)
 
 
+def check_attention(pack: PackSettings | None, model: ModelSettings) -> None:
+    """Raise ConfigError if documents of a block would see each other although they must not."""
+    if pack is not None and not pack.attend_across_documents and "flash" in (model.attn_implementation or ""):
+        raise ConfigError(
+            f"pack.attend_across_documents is false and model.attn_implementation {model.attn_implementation!r}: FlashAttention "
+            "tells documents apart only in batches of one; use sdpa or eager"
+        )
+
+
 def pack_all(corpus: Corpus, tokenizer: Tokenizer, pack: PackSettings, cache: Path) -> Side:
     """Text that no one trains on, packed as a run's was; nothing is held out of it."""
     whole = replace(pack, held_out=0.0)

@@ -57,6 +57,7 @@ def check_settings(config: ScoreConfig, method: Any) -> None:
     from dataflex_tools.score.router_load import check_router
     from dataflex_tools.train.settings import check_training
 
+    inputs.check_attention(config.pack, config.model)
     for source in config.data:
         check_exists(source)
     if isinstance(method, StaticMixer):

@@ -126,6 +126,7 @@ def prepare(config: TrainConfig, cache: Path) -> PreparedRun:
     assert config.render is not None
     _check_out(Path(config.out))
     check_training(config.training, world_size=dist.world_size())
+    inputs.check_attention(config.pack, config.model)
     for source in config.data:
         check_exists(source)
     plan = plans.selection

@@ -19,7 +19,7 @@ from dataflex_tools.stages.train import train
 from tests import tiny
 
 PROXY = {"training": tiny.mix_training(), "held_out_rows": 4}
-LOADS = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2}
+FLASH = {"path": "model", "random_weights": True, "attn_implementation": "flash_attention_2"}
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +199,7 @@ WRONG = [
     ("natural", {"proxy": PROXY}, "trains no model"),
     ("natural", {"target": ["x.jsonl"]}, "uses no target"),
     ("odm", {"proxy": {"training": {}}}, "max_steps"),
+    ("natural", {"pack": {"block_size": 16, "attend_across_documents": False}, "model": FLASH}, "FlashAttention"),
     ("regmix", {"pack": {"block_size": 16}, "proxy": PROXY}, "held_out"),
     ("doremi", {"settings": {"etta": 1.0}, "proxy": PROXY}, "did you mean 'eta'"),
     ("odm", {"proxy": {**PROXY, "reference_losses": "x"}}, "no reference"),
