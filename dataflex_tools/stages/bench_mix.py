@@ -63,7 +63,10 @@ class BenchMixConfig:
 
 @dataclass(frozen=True)
 class BenchMix:
-    """A bench whose settings are all checked; `scores` by arm, the baseline first."""
+    """A bench whose settings are all checked; `scores` by arm, the baseline first.
+
+    A seed decides the order of the data and, where they are random, the first weights.
+    """
 
     config: BenchMixConfig
     scores: Mapping[str, ScoreConfig]
@@ -73,7 +76,11 @@ class BenchMix:
     def train_config(self, arm: str, seed: int) -> TrainConfig:
         """Of one training."""
         out, plan = str(Path(self.config.out) / "runs" / f"{arm}-seed{seed}"), self.scores[arm].out
-        return replace(self.train, artifacts=(plan,), out=out, training=replace(self.train.training, seed=seed))
+        model = self.train.model
+        assert model is not None
+        model = replace(model, seed=seed) if model.random_weights else model  # other weights to begin with, too
+        training = replace(self.train.training, seed=seed)
+        return replace(self.train, artifacts=(plan,), out=out, model=model, training=training)
 
     def evaluate_config(self, run: str) -> EvaluateConfig:
         """Of one evaluation."""
@@ -92,6 +99,7 @@ def load_bench_mix(path: Path, overrides: Sequence[str] = ()) -> BenchMix:
         raise ConfigError("bench: two methods have the same name; give one of them another `name`")
     if config.baseline not in scores:
         raise ConfigError(f"bench: baseline {config.baseline!r} is no arm; {did_you_mean(config.baseline, scores)}")
+    require("model" in config.common, "bench: common.model is missing; give the model that every arm trains")
     shared = {key: config.common[key] for key in ("model", "data", "render", "pack") if key in config.common}
     train: TrainConfig = build("train", {"full": True, **shared, **config.train, "artifacts": ["-"], "out": config.out})
     require(train.training.max_steps > 0, "bench: train.training.max_steps is missing: it is the budget of every arm")
@@ -108,9 +116,8 @@ def _arm(config: BenchMixConfig, item: str | Mapping[str, Any], root: Path) -> t
         raise ConfigError(f"bench: {own['method']} selects samples; compare selectors with `flextools bench-select`")
     if not name.replace("_", "").isalnum() or name in ("signals", "models", "cache"):
         raise ConfigError(f"bench: the name {name!r} cannot be a plan's folder; use letters, digits and _")
-    values = {**config.common, **own}
-    if issubclass(cls, StaticMixer):
-        values.pop("proxy", None)
+    shared = {key: value for key, value in config.common.items() if key != "proxy" or not issubclass(cls, StaticMixer)}
+    values = {**shared, **own}
     return name, build("score", {**values, "out": str(root / name)})
 
 
