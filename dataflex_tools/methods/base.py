@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -97,6 +97,24 @@ class OnlineMixer(Mixer):
     @abstractmethod
     def finish(self, domains: Domains, trajectory: tuple[MixState, ...]) -> Mixture:
         """What a training should follow, from the start state and the state after each update."""
+
+    @property
+    def loss_kind(self) -> Literal["paper", "official"]:
+        """How the weights enter the loss (`ops.group_loss`), where `weighs_loss`."""
+        return "paper"
+
+    @property
+    def max_rounds(self) -> int:
+        """Most rounds of reference and proxy, where it observes `excess_loss`."""
+        return 1
+
+    def reference_weights(self, domains: Domains) -> np.ndarray:
+        """(K,) proportions that the first reference trains on; natural by default."""
+        return np.asarray(domains.num_tokens_K / domains.num_tokens_K.sum())
+
+    def is_settled(self, before_K: np.ndarray, after_K: np.ndarray) -> bool:
+        """Whether another round would change nothing: the reference's weights and those that were found."""
+        return True
 
     def sampling_weights(self, domains: Domains) -> np.ndarray:
         """(K,) proportions of the batches where `weighs_loss`; uniform by default."""

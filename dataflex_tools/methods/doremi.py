@@ -77,6 +77,11 @@ class Doremi(OnlineMixer):
     after_training = ("max_rounds", "tolerance", "reference_weights")  # the reference has an address of its own
 
     @property
+    def max_rounds(self) -> int:
+        """Most rounds of reference and proxy."""
+        return int(self.settings.max_rounds)
+
+    @property
     def loss_kind(self) -> Literal["paper", "official"]:
         """Which of the two losses of `ops.group_loss` the proxy trains on."""
         return "official" if self.settings.variant == "official" else "paper"

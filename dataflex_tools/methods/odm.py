@@ -54,7 +54,11 @@ class OdmSettings:
 
     def __post_init__(self) -> None:
         require(0 <= self.smoothing < 1, f"odm: smoothing is {self.smoothing}, wanted a value from 0 to below 1")
-        require(self.warmup_steps >= 0, f"odm: warmup_steps is {self.warmup_steps}, wanted 0 or more")
+        every = self.update_every
+        is_whole = self.warmup_steps >= 0 and self.warmup_steps % max(every, 1) == 0
+        require(
+            is_whole, f"odm: warmup_steps is {self.warmup_steps}, wanted a multiple of update_every ({every}), 0 or more"
+        )
         require(self.update_every >= 1, f"odm: update_every is {self.update_every}, wanted at least 1")
         check_starting_weights(self.initial, where="odm: initial")
 

@@ -55,6 +55,8 @@ def runs_table(results: Mapping[str, Mapping[str, Any]]) -> str:
         for run, row in values.items()
     ]  # fmt: skip
     note = "perplexity on held-out text, * smallest of its column; macro loss: mean over domains, nats per token"
+    if len({result["data"] for result in results.values()}) > 1:
+        note += "\nnote: the runs were evaluated on different text, so the numbers do not compare; give all the same --data"
     return f"{table(['run', *names, 'macro loss'], rows, right=[*names, 'macro loss'])}\n\n{note}"
 
 

@@ -46,6 +46,18 @@ def deciding_rows(tokens: Any, num_rows: int) -> list[np.ndarray]:
     return [part[: min(num_rows, *map(len, parts))] for part in parts]
 
 
+def reporting_rows(tokens: Any) -> np.ndarray:
+    """Labelled rows of the half that reports, ascending. Raises DataError if a domain has none."""
+    rows = tokens.rows_with_labels()
+    rows = rows[~decides(tokens.ids_N16[rows])]
+    for code, name in enumerate(tokens.group_names):
+        if not (tokens.group_N[rows] == code).any():
+            raise DataError(
+                f"domain {name!r} has no held-out block to report on; raise pack.held_out, or lower pack.block_size"
+            )
+    return np.asarray(rows)
+
+
 def held_out_losses(model: torch.nn.Module, tokens: Any, *, num_rows: int, is_sharded: bool = False) -> Observation:
     """Summed loss and label tokens of the deciding rows of each domain; `step` is 0. All ranks call it.
 
@@ -82,7 +94,9 @@ def _share(row_B: np.ndarray, is_sharded: bool) -> np.ndarray:
 
 
 def _over_ranks(model: torch.nn.Module, value: np.ndarray, is_sharded: bool) -> np.ndarray:
-    if is_sharded or dist.world_size() == 1:
+    if is_sharded:
+        return dist.broadcast(value)  # the last bits may differ between ranks; a mixer must see the same on all
+    if dist.world_size() == 1:
         return value
     tensor = torch.from_numpy(value).to(next(model.parameters()).device)
     all_reduce(tensor)

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dataflex_tools.artifact.signal import vector_columns
 from dataflex_tools.core.signals import Need
 from dataflex_tools.methods import METHODS
@@ -68,9 +70,14 @@ def _estimate_mixture(config: ScoreConfig, *, overwrite: bool) -> Estimate:
             rows = consumed if passes > 2 else min(consumed, len(tokens))
             seconds = count * passes * size * float(tokens.num_tokens_N.mean()) * rows / speed
             what = f"{count:,} x {training.max_steps:,} steps" if passes > 2 else f"{count:,} x at most {rows:,} rows"
-            parts.append({"part": title, "what": what, "to_do": count, "seconds": seconds})
+            part = {"part": title, "what": what, "to_do": count, "seconds": seconds}
+            labels = float(np.mean(tokens.num_labels_N)) * (2 if config.token_loss.storage == "float16" else 4)
+            # token losses; else a checkpoint: weights and two Adam moments
+            part["bytes"] = int(rows * labels) if passes <= 2 else 12 * size
+            parts.append(part)
     memory = 16 * num_parameters(config.model) if len(parts) > 2 else 0
-    return Estimate(parts, sum(part.get("seconds", 0.0) for part in parts), 0, memory)
+    disk = sum(part.get("bytes", 0) for part in parts)
+    return Estimate(parts, sum(part.get("seconds", 0.0) for part in parts), disk, memory)
 
 
 def _corpus_part(side: inputs.Side, name: str) -> dict[str, Any]:
@@ -161,7 +168,7 @@ def estimate_train(config: TrainConfig) -> Estimate:
     with inputs.cache_folder(Path(config.out), is_dry=True) as cache:
         prepared = prepare_train(config, cache)
         tokens = prepared.side.tokens.num_tokens_N[prepared.rows]
-        steps = num_steps(config.training, len(prepared.rows))
+        steps = num_steps(config.training, prepared.sampler.num_rows)
         size = num_parameters(prepared.model)
         # 6 flops per parameter and token when all weights train, 4 with an adapter
         flops = (6.0 if config.full else 4.0) * size * float(tokens.mean()) * steps * config.training.global_batch_size

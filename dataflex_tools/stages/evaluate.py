@@ -41,12 +41,16 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     check_run(run, train.model, manifest)
     side = open_side(config, train, Path(train.artifacts[0]).parent / "cache")
     address = digest(
-        {"run": manifest["digest"], "corpus": side.corpus.fingerprint, "groups": side.tokens.group_N.tolist(),
+        {"format": 2, "run": manifest["digest"], "corpus": side.corpus.fingerprint, "groups": side.tokens.group_N.tolist(),
          "names": side.tokens.group_names, "render": side.tokens.render_digest}
     )  # fmt: skip
     path = run / f"{config.name}.json"
     if dist.is_main() and not _is_there(path, address):
-        body = {"address": address, "config": {"stage": "evaluate", **to_mapping(config)}}
+        body = {
+            "address": address,
+            "data": inputs.rows_digest(side.tokens),
+            "config": {"stage": "evaluate", **to_mapping(config)},
+        }
         result = {**body, **_measure(run, train, side, config)}
         write_table(path.with_suffix(".parquet"), _groups_table(result), rows_per_group=2**16)
         write_bytes(path, (json.dumps(result, indent=2) + "\n").encode())
@@ -92,6 +96,8 @@ def open_side(config: EvaluateConfig, train: TrainConfig, cache: Path) -> inputs
     render = config.render or train.render
     assert train.model is not None
     assert render is not None
+    if config.render is not None and train.pack is not None:
+        raise ConfigError("evaluate: render has no effect on packed text; leave it out")
     tokenizer = inputs.Tokenizer.of(train.model)
     if not config.data:
         side = _own_held_out(train, tokenizer, cache)
@@ -114,22 +120,6 @@ def _own_held_out(train: TrainConfig, tokenizer: inputs.Tokenizer, cache: Path) 
     assert train.render is not None
     text = inputs.read_text(train.data, tokenizer, train.render, train.pack, cache)
     return inputs.Side(text.side.corpus, text.held_out)
-
-
-def _reporting_rows(config: EvaluateConfig, tokens: Any) -> np.ndarray:
-    """Labelled rows; of a run's own held-out text those that no mixer decides by."""
-    from dataflex_tools.score.held_out import decides
-
-    rows = tokens.rows_with_labels()
-    if config.data:
-        return np.asarray(rows)
-    rows = rows[~decides(tokens.ids_N16[rows])]
-    for code, name in enumerate(tokens.group_names):
-        if not (tokens.group_N[rows] == code).any():
-            raise DataError(
-                f"domain {name!r} has no held-out block to report on; raise pack.held_out, or lower pack.block_size"
-            )
-    return np.asarray(rows)
 
 
 def _refuse_trained(config: EvaluateConfig, corpus: Any, train: TrainConfig, cache: Path) -> None:
@@ -159,10 +149,12 @@ def train_config(run: Path) -> tuple[TrainConfig, Mapping[str, Any]]:
 
 def _measure(run: Path, train: TrainConfig, side: inputs.Side, config: EvaluateConfig) -> dict[str, Any]:
     from dataflex_tools.data.text_bytes import label_bytes
+    from dataflex_tools.score.held_out import reporting_rows
     from dataflex_tools.score.losses import sample_losses
 
     assert train.model is not None
-    tokens, rows = side.tokens, _reporting_rows(config, side.tokens)
+    tokens = side.tokens
+    rows = tokens.rows_with_labels() if config.data else reporting_rows(tokens)
     if skipped := len(tokens) - len(tokens.rows_with_labels()):
         logger.warning("%d of %d rows have no answer token and are not evaluated", skipped, len(tokens))
     budget = config.token_budget or _CPU_TOKENS

@@ -1,9 +1,11 @@
 """Open what a stage reads: corpora, tokenizer, tokens; the cheap checks that come before a model is loaded."""
 
+import hashlib
 import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -22,6 +24,7 @@ from dataflex_tools.data.tokenized import RenderSettings, tokenize_corpus
 from dataflex_tools.models.load import empty_model, load_tokenizer, tokenizer_sha256
 from dataflex_tools.models.settings import ModelSettings
 from dataflex_tools.sampler.mixture_sampler import MixtureSampler
+from dataflex_tools.score.held_out import reporting_rows
 from dataflex_tools.train.settings import TrainingSettings, num_steps
 
 logger = logging.getLogger("flextools")
@@ -84,20 +87,22 @@ class Text:
         """Tokens of the rows to train on."""
         return self.side.tokens
 
-    @property
+    @cached_property
     def train_digest(self) -> str:
         """SHA-256 of the rows to train on and their domains."""
-        return _rows_digest(self.train)
+        return rows_digest(self.train)
 
-    @property
+    @cached_property
     def held_out_digest(self) -> str | None:
         """SHA-256 of the held-out rows and their domains."""
-        return _rows_digest(self.held_out) if self.held_out is not None else None
+        return rows_digest(self.held_out) if self.held_out is not None else None
 
 
-def _rows_digest(tokens: Any) -> str:
-    names = [tokens.group_names[code] for code in range(len(tokens.group_names))]
-    return digest({"ids": ids_digest(tokens.ids_N16), "groups": digest(tokens.group_N.tolist()), "names": names})
+def rows_digest(tokens: Any) -> str:
+    """SHA-256 (64 hex digits) of rows, their domains and how they were rendered."""
+    groups = hashlib.sha256(np.ascontiguousarray(tokens.group_N, dtype="<i4").tobytes()).hexdigest()
+    facts = {"groups": groups, "names": list(tokens.group_names), "render": tokens.render_digest}
+    return digest({"ids": ids_digest(tokens.ids_N16), **facts})
 
 
 def cache_folder(root: Path, *, is_dry: bool) -> AbstractContextManager[Path]:
@@ -156,6 +161,8 @@ def read_text(
     sources: Sequence[SourceSpec], tokenizer: Tokenizer, render: RenderSettings, pack: PackSettings | None, cache: Path
 ) -> Text:
     """The data of a mixer: packed blocks, train and held-out, or the samples as they are."""
+    if pack is not None and render != RenderSettings():
+        raise ConfigError("render has no effect with pack, which takes documents whole; leave one of them out")
     corpus = read_corpus(sources, cache, group="domain")
     if pack is None:
         return Text(tokenize(corpus, tokenizer, render, cache), None)
@@ -163,6 +170,7 @@ def read_text(
     held_out = None
     if pack.held_out:
         held_out = pack_corpus(corpus, tokenizer.value, pack, cache, tokenizer_sha256=tokenizer.sha256, part="held_out")
+        reporting_rows(held_out)  # what cannot be evaluated is better known before it is trained
     return Text(Side(corpus, train), held_out)
 
 
@@ -170,8 +178,8 @@ def check_attention(pack: PackSettings | None, model: ModelSettings) -> None:
     """Raise ConfigError if documents of a block would see each other although they must not."""
     if pack is not None and not pack.attend_across_documents and "flash" in (model.attn_implementation or ""):
         raise ConfigError(
-            f"pack.attend_across_documents is false and model.attn_implementation {model.attn_implementation!r}: FlashAttention "
-            "tells documents apart only in batches of one; use sdpa or eager"
+            f"pack.attend_across_documents is false and model.attn_implementation {model.attn_implementation!r}: "
+            "FlashAttention tells documents apart only in batches of one; use sdpa or eager"
         )
 
 
@@ -196,7 +204,7 @@ def mixture_sampler(
             if name not in theirs:
                 raise ConfigError(f"domain {name!r} {fault}; {did_you_mean(name, theirs)} (name sources as NAME=PATH)")
     weight_SK = mixture.weight_SK[:, [mixture.names.index(name) for name in names]]
-    chosen = tokens.rows_with_labels() if rows is None else rows
+    chosen = np.sort(tokens.rows_with_labels() if rows is None else rows)
     rows_K = [_as_range(chosen[tokens.group_N[chosen] == code]) for code in range(len(names))]
     for code, name in enumerate(names):
         if not len(rows_K[code]) and (weight_SK[:, code] > 0).any():
@@ -204,7 +212,10 @@ def mixture_sampler(
                 f"the mixture gives {name!r} a weight of {weight_SK[:, code].max():.3g}, and no row of it is there"
             )
     num_tokens_K = [np.asarray(tokens.num_tokens_N)[np.asarray(part)] for part in rows_K] if unit == "tokens" else None
-    total = num_steps(training, len(chosen)) * size
+    total = (
+        num_steps(training, sum(len(part) for part, is_in in zip(rows_K, (weight_SK > 0).any(axis=0), strict=True) if is_in))
+        * size
+    )
     return MixtureSampler(
         rows_K, (mixture.step_S * size, weight_SK), seed=seed, unit=unit, num_tokens_K=num_tokens_K,
         max_epochs=max_epochs, total=total,

@@ -21,9 +21,18 @@ from dataflex_tools.core.mixing import Domains, Mixture
 from dataflex_tools.core.rng import generator
 from dataflex_tools.data.sources import check_exists
 from dataflex_tools.methods.base import OnlineMixer, StaticMixer, SwarmMixer
+from dataflex_tools.models.settings import ModelSettings
+from dataflex_tools.score.held_out import deciding_rows
 from dataflex_tools.stages import inputs
 from dataflex_tools.stages.config import ScoreConfig, build_method, recorded
-from dataflex_tools.stages.proxies import Prepared, reference_losses, train_proxy, train_swarm, weights_text
+from dataflex_tools.stages.proxies import (
+    Prepared,
+    measures_held_out,
+    reference_losses,
+    train_proxy,
+    train_swarm,
+    weights_text,
+)
 
 logger = logging.getLogger("flextools")
 
@@ -37,7 +46,8 @@ def prepare(config: ScoreConfig, cache: Path, *, overwrite: bool = False) -> Pre
     method = build_method(config)
     check_out(Path(config.out), overwrite=overwrite)
     check_settings(config, method)
-    model_info = {"name": config.model.path, "sha256": model_sha256(config.model), "dtype": config.model.dtype}
+    sha256 = None if isinstance(method, StaticMixer) else model_sha256(config.model)  # it reads the tokenizer alone
+    model_info = {"name": config.model.path, "sha256": sha256, "dtype": config.model.dtype}
     tokenizer = inputs.Tokenizer.of(config.model)
     text = inputs.read_text(config.data, tokenizer, config.render, config.pack, cache)
     if not isinstance(method, StaticMixer):
@@ -48,7 +58,23 @@ def prepare(config: ScoreConfig, cache: Path, *, overwrite: bool = False) -> Pre
     domains = Domains(tuple(tokens.group_names), num_rows_K, num_tokens_K, vocab_size=len(tokenizer.value))
     if isinstance(method, OnlineMixer):
         method.start(domains)  # settings that do not fit the domains
+    if config.proxy.reference_model is not None:
+        _check_reference(config.proxy.reference_model, tokenizer, text, config)
+    if measures_held_out(method):
+        deciding_rows(text.held_out, config.proxy.held_out_rows)
     return Prepared(config, method, text, tokenizer, domains, model_info, cache)
+
+
+def _check_reference(reference: ModelSettings, tokenizer: inputs.Tokenizer, text: inputs.Text, config: ScoreConfig) -> None:
+    """Raise ConfigError unless the reference reads the same tokens."""
+    inputs.check_attention(config.pack, reference)
+    theirs = inputs.Tokenizer.of(reference)
+    if theirs.sha256 != tokenizer.sha256:
+        raise ConfigError(
+            f"proxy.reference_model {reference.path} has tokenizer {theirs.sha256[:16]}, {config.model.path} has "
+            f"{tokenizer.sha256[:16]}: losses of other tokens do not compare; give models with the same tokenizer"
+        )
+    inputs.check_vocabulary(text.side, theirs, reference)
 
 
 def check_settings(config: ScoreConfig, method: Any) -> None:
@@ -62,6 +88,8 @@ def check_settings(config: ScoreConfig, method: Any) -> None:
         check_exists(source)
     if isinstance(method, StaticMixer):
         return
+    if "label_smoothing_factor" in config.proxy.training.extra:
+        raise ConfigError("proxy.training.extra.label_smoothing_factor has no effect on a mixer's losses; leave it out")
     check_training(config.proxy.training, world_size=dist.world_size(), where="proxy.training")
     if config.proxy.training.max_steps <= 0:
         raise ConfigError("proxy.training.max_steps is not set; say how many steps the small models are trained for")
@@ -89,7 +117,7 @@ def score_mixture(config: ScoreConfig, *, overwrite: bool = False) -> dict[str, 
     if isinstance(method, StaticMixer):
         mixture = method.mix(prepared.domains, rng=rng)
     elif isinstance(method, SwarmMixer):
-        mixture = train_swarm(prepared, method)
+        mixture = train_swarm(prepared, method, parents)
     else:
         mixture = _online(prepared, method, parents)
     if dist.is_main():
@@ -122,7 +150,7 @@ def trainings(prepared: Prepared) -> list[tuple[str, int, float]]:
         return [("swarm", num, 6.0)]
     if method.observes != "excess_loss":
         return [("proxy", 1, 6.0)]
-    rounds = method.settings.max_rounds
+    rounds = method.max_rounds
     own = [] if proxy.reference_model or proxy.reference_losses else [("reference", rounds, 6.0)]
     losses = [] if proxy.reference_losses else [("token losses of the reference", rounds, 2.0)]
     return [*own, *losses, ("proxy", rounds, 6.0)]
@@ -134,7 +162,7 @@ def _online(prepared: Prepared, method: OnlineMixer, parents: list[dict[str, str
         states = train_proxy(prepared, method, None, parents)
         return method.finish(prepared.domains, states)
     weight_K = method.reference_weights(prepared.domains)
-    for number in range(1, method.settings.max_rounds + 1):
+    for number in range(1, method.max_rounds + 1):
         reference = reference_losses(prepared, weight_K, parents)
         mixture = method.finish(prepared.domains, train_proxy(prepared, method, reference, parents))
         before_K, weight_K = weight_K, mixture.weight_SK[-1]

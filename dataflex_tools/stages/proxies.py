@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from dataflex_tools.artifact.files import remove_leftovers, write_bytes
-from dataflex_tools.artifact.manifest import MANIFEST, file_entry, read_manifest, write_manifest
+from dataflex_tools.artifact.manifest import MANIFEST, check_file, file_entry, read_manifest, write_manifest
 from dataflex_tools.artifact.signal import SignalStore, signal_folder
 from dataflex_tools.core import dist
 from dataflex_tools.core.config import to_mapping
-from dataflex_tools.core.errors import ArtifactError
+from dataflex_tools.core.errors import ArtifactError, DataError
 from dataflex_tools.core.fingerprint import digest
 from dataflex_tools.core.mixing import Domains, MixState, Mixture, Observation
 from dataflex_tools.core.rng import generator
@@ -58,26 +58,46 @@ class Prepared:
         """What every small model depends on."""
         return {
             "model": self.model_info["sha256"], "dtype": self.config.model.dtype, "corpus": self.text.train_digest,
-            "render": self.text.train.render_digest, "training": to_mapping(self.config.proxy.training),
+            "render": self.text.train.render_digest, "training": _deciding(self.config.proxy.training),
         }  # fmt: skip
 
     @property
     def address(self) -> str:
         """Equal addresses give equal mixtures."""
-        own = {"method": self.config.method, "settings": to_mapping(self.method.settings), "seed": self.config.seed}
+        own: dict[str, Any] = {"method": self.config.method, "settings": to_mapping(self.method.settings)}
+        if not isinstance(self.method, OnlineMixer):
+            own["seed"] = self.config.seed
         if isinstance(self.method, StaticMixer):
-            return digest(own | {"corpus": self.text.train_digest, "render": self.text.train.render_digest})
-        proxy = {"held_out_rows": self.config.proxy.held_out_rows, "held_out": self.text.held_out_digest}
-        return digest(own | self.base | proxy | {"reference": _reference_address(self.config)})
+            return digest(own | {"corpus": self.text.train_digest})
+        if measures_held_out(self.method):
+            own |= {"held_out_rows": self.config.proxy.held_out_rows, "held_out": self.text.held_out_digest}
+        return digest(own | self.base | {"reference": _reference_address(self.config, self.method)})
 
 
-def _reference_address(config: ScoreConfig) -> Any:
-    """What stands for a trained reference, if anything does."""
+def measures_held_out(method: Any) -> bool:
+    """Whether a mixer decides by held-out text."""
+    is_online = isinstance(method, OnlineMixer) and method.observes in ("held_out_loss", "router_load")
+    return is_online or isinstance(method, SwarmMixer)
+
+
+def _deciding(training: Any) -> dict[str, Any]:
+    """The settings that decide what a training computes, not how it is shared out, watched and kept."""
+    from dataflex_tools.train.run import FREE
+
+    return {key: value for key, value in to_mapping(training).items() if key not in FREE}
+
+
+def _reference_address(config: ScoreConfig, method: Any) -> Any:
+    """What the reference's losses depend on besides the data, None for a mixer that compares with none."""
     from dataflex_tools.models.load import model_sha256
 
+    if not isinstance(method, OnlineMixer) or method.observes != "excess_loss":
+        return None
     if config.proxy.reference_losses is not None:
         return read_manifest(Path(config.proxy.reference_losses)).get("spec_digest")
-    return model_sha256(config.proxy.reference_model) if config.proxy.reference_model is not None else None
+    model = config.proxy.reference_model
+    given = [model_sha256(model), model.dtype] if model is not None else None
+    return [given, config.token_loss.address()]
 
 
 def reference_losses(prepared: Prepared, weight_K: np.ndarray, parents: list[dict[str, str]]) -> Any:
@@ -88,6 +108,11 @@ def reference_losses(prepared: Prepared, weight_K: np.ndarray, parents: list[dic
     rows = tokens.rows_with_labels() if proxy.reference_rows == "all" else _proxy_rows(prepared)
     if proxy.reference_losses is not None:
         store = _given_losses(prepared, Path(proxy.reference_losses))
+        if lacking := len(store.missing(tokens.ids_N16[rows])):
+            raise ArtifactError(
+                f"{store.folder} lacks {lacking:,} of the {len(rows):,} blocks that the proxy trains on: it was measured "
+                "for another seed, length or sampling; have it measured with proxy.reference_rows=all"
+            )
     else:
         model = proxy.reference_model or _trained_reference(prepared, weight_K, parents)
         store = _measured_losses(prepared, model, rows)
@@ -178,6 +203,7 @@ def train_proxy(prepared: Prepared, method: OnlineMixer, reference: Any, parents
         prepared, f"{prepared.config.method} proxy", spec, Mixture.constant(prepared.domains.names, weight_K), loop
     )
     parents.append(_parent(prepared.root, folder))
+    check_file(folder, read_manifest(folder), _STATES)
     return _read_states(folder / _STATES)
 
 
@@ -189,7 +215,7 @@ def _measure_held_out(prepared: Prepared, method: OnlineMixer, model: Any, is_sh
     return measure(model, prepared.text.held_out, num_rows=prepared.config.proxy.held_out_rows, is_sharded=is_sharded)
 
 
-def train_swarm(prepared: Prepared, method: SwarmMixer) -> Mixture:
+def train_swarm(prepared: Prepared, method: SwarmMixer, parents: list[dict[str, str]]) -> Mixture:
     """Train a small model on each mixture of the swarm, one after the other, and fit."""
     config, domains = prepared.config, prepared.domains
     weight_SK = method.mixtures(domains, rng=generator(config.seed, config.method, "mixtures"))
@@ -197,6 +223,12 @@ def train_swarm(prepared: Prepared, method: SwarmMixer) -> Mixture:
     folder = prepared.root / "models" / f"swarm-{digest(spec)[:16]}"
     loss_SK = np.stack([_swarm_run(prepared, folder, weight_K, f"{i + 1} of {len(weight_SK)}")
                         for i, weight_K in enumerate(weight_SK)])  # fmt: skip
+    if dist.is_main():
+        names = sorted(path.name for path in folder.glob("*.json") if path.name != MANIFEST)
+        info = {"model": prepared.model_info, "spec": spec, "parents": [], "stats": {"trainings": len(names)}}
+        write_manifest(folder, {"kind": "model", **info, "files": [file_entry(folder, name) for name in names]})
+    dist.barrier()
+    parents.append(_parent(prepared.root, folder))
     mixture = method.fit(domains, weight_SK, loss_SK, rng=generator(config.seed, config.method, "fit"))
     columns = {f"weight_{name}": weight_SK[:, k] for k, name in enumerate(domains.names)}
     columns |= {f"loss_{name}": loss_SK[:, k] for k, name in enumerate(domains.names)}
@@ -209,14 +241,19 @@ def _swarm_run(prepared: Prepared, folder: Path, weight_K: np.ndarray, where: st
     from dataflex_tools.score.held_out import held_out_losses
 
     path = folder / f"{digest(weight_K.tolist())[:16]}.json"
-    if not path.exists():
-        work = path.with_suffix("")
+    work = path.with_suffix("")
+    if path.exists():
+        if dist.is_main():
+            shutil.rmtree(work, ignore_errors=True)  # of a start that was killed once the losses were written
+    else:
         if dist.is_main():
             logger.info("swarm: training %s", where)
         _fit(prepared, work, Mixture.constant(prepared.domains.names, weight_K), {"swarm": weight_K.tolist()})
         settings = replace(prepared.config.model, path=str(work / "model"), random_weights=False, revision=None)
         count = prepared.config.proxy.held_out_rows
         seen = held_out_losses(load_model(settings).to(device()), prepared.text.held_out, num_rows=count)
+        if not np.isfinite(seen.mean_K).all():
+            raise DataError(f"the held-out loss after training {where} is not finite; lower proxy.training.learning_rate")
         dist.barrier()
         if dist.is_main():
             result = {"weights": weight_K.tolist(), "losses": seen.mean_K.tolist()}
@@ -233,6 +270,7 @@ def _train(prepared: Prepared, title: str, spec: Mapping[str, Any], mixture: Mix
     if (folder / MANIFEST).exists():
         if dist.is_main():
             logger.info("reused: %s (%s)", title, folder.name)
+            _remove_work(folder)
         return folder
     if dist.is_main():
         logger.info("training the %s: %s", title, weights_text(mixture))
@@ -240,16 +278,20 @@ def _train(prepared: Prepared, title: str, spec: Mapping[str, Any], mixture: Mix
     run = _fit(prepared, folder, mixture, {"spec": digest(spec)}, loop)
     if dist.is_main():
         _write_states(folder / _STATES, run.trajectory)
-        shutil.rmtree(folder / "journal", ignore_errors=True)
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        remove_leftovers(folder)
         paths = [p for p in (folder / "model").rglob("*") if p.is_file()]
         paths += [run.ledger, run.log, folder / _STATES, folder / "run.json"]
         files = [file_entry(folder, name) for name in sorted(str(path.relative_to(folder)) for path in paths)]
         info = {"model": prepared.model_info, "spec": spec, "parents": [], "stats": {"steps": run.num_steps}}
         write_manifest(folder, {"kind": "model", **info, "files": files})
+        _remove_work(folder)  # after the manifest: what a resume needs goes only when none can come
     dist.barrier()
     return folder
+
+
+def _remove_work(folder: Path) -> None:
+    for name in ("journal", "checkpoints"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    remove_leftovers(folder)
 
 
 def _fit(prepared: Prepared, folder: Path, mixture: Mixture, made_from: Mapping[str, Any], loop: Any = None) -> Any:

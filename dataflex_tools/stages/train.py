@@ -72,7 +72,7 @@ class PreparedRun:
     @property
     def address(self) -> str:
         """Equal addresses give equal runs."""
-        return digest({key: self.body[key] for key in ("plan", "model", "tokenizer", "config")})
+        return digest(self.body)
 
 
 def open_plans(folders: Sequence[str]) -> Plans:
@@ -144,14 +144,16 @@ def prepare(config: TrainConfig, cache: Path) -> PreparedRun:
     rows = side.tokens.rows_with_labels()
     if plan is not None and config.budget is not None:
         rows = select_rows(plan.score_N, side.tokens.num_tokens_N, config.budget)
-    num_steps(config.training, len(rows))
+    sampler = _sampler(config, plans, side, rows)
+    num_steps(config.training, sampler.num_rows)
     body = {
         "plan": plans.digest,
         "model": {"name": config.model.path, "sha256": sha256, "dtype": config.model.dtype},
         "tokenizer": tokenizer.info(config.render),
         "config": recorded(config),
     }
-    sampler = _sampler(config, plans, side, rows)
+    if plans.mixture is not None:  # a selection was made for its corpus, which was compared; a mixture fits any
+        body["data"] = inputs.rows_digest(side.tokens)
     return PreparedRun(config, config.model, plans, side, tokenizer, rows, sampler, body)
 
 
@@ -269,7 +271,7 @@ def is_done(prepared: PreparedRun) -> bool:
         return True
     digests = [parent["digest"] for parent in found["parents"]]
     known = {"plan": digests[0] if len(digests) == 1 else digests, **{k: found.get(k) for k in ("model", "tokenizer")}}
-    known["config"] = found["config"]
+    known |= {"config": found["config"]} | ({"data": found["data"]} if "data" in found else {})
     raise ArtifactError(
         f"{out} holds a run with other settings (differing: {', '.join(differences(known, prepared.body))}); choose "
         "another --out"
@@ -309,6 +311,7 @@ def _write_manifest(prepared: PreparedRun, out: Path, num_steps: int) -> None:
             "parents": [{"path": str(plan.folder), "digest": plan.manifest["digest"]} for plan in prepared.plans.all],
             "files": [file_entry(out, name) for name in names],
             "config": prepared.body["config"],
+            **({"data": prepared.body["data"]} if "data" in prepared.body else {}),
             "stats": {
                 "selected_rows": len(prepared.rows),
                 "selected_tokens": int(tokens.num_tokens_N[prepared.rows].sum()),

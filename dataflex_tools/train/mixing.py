@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from dataflex_tools.core.errors import DataError
+from dataflex_tools.core.errors import ConfigError, DataError
 from dataflex_tools.core.mixing import Domains, MixState, Observation
 from dataflex_tools.ops.group_loss import domain_weighted_loss
 from dataflex_tools.sampler.mixture_sampler import MixtureSampler
@@ -72,6 +72,10 @@ class Trajectory:
             self._journal.cut(step)
         wait()
         records = self._journal.read()
+        if step and (not len(records) or int(records["step"][-1]) != step):
+            raise ConfigError(
+                f"{self._journal.path} does not reach step {step}, where the checkpoint is; remove its training"
+            )
         self.states = [self._start]
         self.sum_K, self.num_K = np.zeros_like(self.sum_K), np.zeros_like(self.num_K)
         for record in records:
@@ -114,6 +118,8 @@ class MixTrainer(PlanTrainer):
         self.trajectory = Trajectory(
             loop.mixer, loop.domains, folder / "mixer.bin", is_main=self.is_world_process_zero()
         )  # fmt: skip
+        if self.label_smoother is not None:
+            raise ConfigError("label_smoothing_factor has no effect on a mixer's losses; leave it out")
         self.model_accepts_loss_kwargs = False  # the losses below are means over the global batch already
         self._rows_B = np.empty(0, np.int64)
         self._num_labels_K = np.zeros(len(loop.domains))
@@ -145,6 +151,7 @@ class MixTrainer(PlanTrainer):
         weights_G = self.loop.num_labels_N[row_G].astype(np.float64)
         self._num_labels_K = np.bincount(self.loop.group_N[row_G], weights=weights_G, minlength=len(self.loop.domains))
         if self.loop.mixer.weighs_loss and len(batches) > 1:
+            self.model_wrapped.train()  # as the step itself will: its first pass comes before the trainer says so
             with torch.no_grad():
                 for batch in batches:
                     inputs = self._prepare_inputs({key: value for key, value in batch.items() if key != ROWS})

@@ -50,7 +50,9 @@ class TokenLosses:
 
     def of_rows(self, row_B: np.ndarray) -> np.ndarray:
         """Losses of the label tokens of these rows, which are wanted ones, one after the other, (S,) float32."""
-        places = np.searchsorted(self._row_R, row_B).tolist()
+        place_B = np.searchsorted(self._row_R, row_B)
+        assert (self._row_R[place_B] == row_B).all(), "a row whose losses were not wanted"
+        places = place_B.tolist()
         pieces = [self._value_S[self._start_R1[place] : self._start_R1[place + 1]] for place in places]
         return np.concatenate(pieces) if pieces else np.empty(0, np.float32)
 

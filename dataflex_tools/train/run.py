@@ -7,6 +7,7 @@
 <folder>/checkpoints/, <folder>/journal/   what a resume needs
 """
 
+import gc
 import json
 import logging
 import shutil
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("flextools")
 
 # how a run is shared out, watched and kept, not what it computes: may differ when it is resumed
-_FREE = ("per_device_train_batch_size", "logging_steps", "save_steps", "save_total_limit", "report_to", "deepspeed",
+FREE = ("per_device_train_batch_size", "logging_steps", "save_steps", "save_total_limit", "report_to", "deepspeed",
          "fsdp", "fsdp_config", "gradient_checkpointing")  # fmt: skip
 
 
@@ -86,7 +87,16 @@ def run_training(
     A `model` given as a function is called after everything else has been checked. Raises ConfigError if `folder` holds
     a run that was started with something else, DataError if the loss stops being finite.
     """
-    options = options or FitOptions()
+    try:
+        return _trained(model, tokens, sampler, settings, folder, options or FitOptions())
+    finally:
+        forget_engine()
+
+
+def _trained(
+    model: nn.Module | Callable[[], nn.Module], tokens: "Tokens", sampler: Stream, settings: TrainingSettings, folder: Path,
+    options: FitOptions,
+) -> TrainingRun:  # fmt: skip
     trainer = build_trainer(model, tokens, sampler, settings, folder, options=options)
     resume(trainer)
     save_model(trainer, folder / "model", complete=options.tokenizer and options.tokenizer.save_pretrained)
@@ -98,6 +108,18 @@ def run_training(
         _write_log(trainer, run.log)
     trainer.accelerator.wait_for_everyone()
     return run
+
+
+def forget_engine() -> None:
+    """Let go of what a Trainer leaves behind in the process.
+
+    transformers keeps DeepSpeed's settings in a global: after a ZeRO-3 training every model loaded later would be sharded,
+    those of other stages too. A Trainer is a cycle of references, so its model and optimizer outlive it until collected.
+    """
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()
+    gc.collect()
 
 
 def build_trainer(
@@ -188,7 +210,7 @@ def _write_log(trainer: PlanTrainer, path: Path) -> None:
 
 
 def _identity(tokens: "Tokens", sampler: Stream, settings: TrainingSettings, options: FitOptions) -> dict[str, Any]:
-    own = {name: value for name, value in to_mapping(settings).items() if name not in _FREE}
+    own = {name: value for name, value in to_mapping(settings).items() if name not in FREE}
     return {
         **{f"training.{name}": value for name, value in own.items()},
         "selected rows": sampler.digest,

@@ -25,7 +25,7 @@ from dataflex_tools.models.settings import ModelSettings
 from dataflex_tools.sampler.plan_sampler import PlanSampler
 from dataflex_tools.train.journal import Journal
 from dataflex_tools.train.moments import adam_moments, save_moments
-from dataflex_tools.train.run import FitOptions, build_trainer, resume, save_model, write_ledger
+from dataflex_tools.train.run import FitOptions, build_trainer, forget_engine, resume, save_model, write_ledger
 from dataflex_tools.train.settings import TrainingSettings, WarmupSettings, num_steps, steps_until
 from dataflex_tools.train.trainer import PlanTrainer
 
@@ -97,14 +97,17 @@ def warm_up_model(
     ends, sampler = epoch_ends(settings.training, len(rows)), PlanSampler(rows, seed=settings.training.seed)
     work = folder / "run"
     options = FitOptions(made_from=made_from)
-    trainer = build_trainer(model, tokens, sampler, settings.training, work, options=options)
-    keeper = _KeepEpochs(trainer, folder, ends, Journal(work / "journal" / "rates.bin", _RATE))
-    trainer.add_callback(keeper)
-    resume(trainer)
-    if trainer.is_world_process_zero():
-        write_ledger(trainer, tokens, folder / "ledger.parquet")
-        _write_done(folder, ends, mean_rates(keeper.rates.read()["rate"], ends))
-    trainer.accelerator.wait_for_everyone()
+    try:
+        trainer = build_trainer(model, tokens, sampler, settings.training, work, options=options)
+        keeper = _KeepEpochs(trainer, folder, ends, Journal(work / "journal" / "rates.bin", _RATE))
+        trainer.add_callback(keeper)
+        resume(trainer)
+        if trainer.is_world_process_zero():
+            write_ledger(trainer, tokens, folder / "ledger.parquet")
+            _write_done(folder, ends, mean_rates(keeper.rates.read()["rate"], ends))
+        trainer.accelerator.wait_for_everyone()
+    finally:
+        forget_engine()
     return _read_done(folder)
 
 

@@ -208,7 +208,7 @@ def test_a_constant_plan_keeps_the_mean_over_steps_or_the_last_weights():
     ("settings", "message"),
     [
         ({"smoothing": 1.0}, "smoothing is 1.0, wanted a value from 0 to below 1"),
-        ({"warmup_steps": -1}, "warmup_steps is -1, wanted 0 or more"),
+        ({"warmup_steps": -1}, "warmup_steps is -1, wanted a multiple of update_every"),
         ({"update_every": 0}, "update_every is 0, wanted at least 1"),
         ({"initial": "naturl"}, "initial is 'naturl', wanted .* did you mean 'natural'"),
         ({"variant": "exp4"}, "variant: Input should be 'paper', .* found 'exp4'"),

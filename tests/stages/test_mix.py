@@ -11,7 +11,9 @@ import pytest
 
 from dataflex_tools.artifact.manifest import read_manifest, verify_artifact
 from dataflex_tools.artifact.mixture import load_mixture
+from dataflex_tools.artifact.plan import load_plan
 from dataflex_tools.core.errors import ArtifactError, ConfigError, DataError, FlextoolsError
+from dataflex_tools.core.plan import Budget, select_rows
 from dataflex_tools.stages.config import build
 from dataflex_tools.stages.evaluate import evaluate
 from dataflex_tools.stages.score import score
@@ -137,7 +139,8 @@ def test_regmix_fits_the_swarm_and_keeps_its_losses(root: Path) -> None:
     folder = root / "artifacts" / "regmix"
     swarm = pq.read_table(folder / "swarm.parquet")
     assert len(swarm) == 10
-    assert len(list((root / "artifacts" / "models").rglob("*.json"))) == 10
+    assert len(list((root / "artifacts" / "models").rglob("[0-9a-f]*.json"))) == 10
+    assert [verify_artifact(root / "artifacts" / parent["path"]) for parent in manifest["parents"]] == [[]]
     assert not list((root / "artifacts" / "models").rglob("*.safetensors"))
     assert np.isfinite(swarm["loss_say"].to_numpy()).all()
     assert manifest["stats"]["facts"]
@@ -180,7 +183,8 @@ def test_a_mixture_and_a_selection_compose(tmp_path: Path) -> None:
     assert run["method"] == "random+static"
     assert run["stats"]["mixture"]["say"]["row_share"] == pytest.approx(0.75, abs=0.02)
     rows = set(pq.read_table(root / "runs" / "both" / "ledger.parquet")["row"].to_pylist())
-    assert len(rows) <= 20
+    plan = load_plan(root / "artifacts" / "random")
+    assert rows <= set(select_rows(plan.score_N, plan.num_tokens_N, Budget(num_samples=20)).tolist())
 
 
 def test_two_mixtures_fill_one_facet(root: Path) -> None:
@@ -191,6 +195,46 @@ def test_two_mixtures_fill_one_facet(root: Path) -> None:
         train(build("train", {"artifacts": names, "out": str(root / "runs" / "x"), "full": True}))
 
 
+def test_text_that_was_appended_is_not_passed_off_as_trained_on(root: Path) -> None:
+    mixed(root, "natural")
+    trained(root, "natural")
+    with (root / "say.jsonl").open("a") as handle:
+        handle.write(json.dumps({"text": "red green blue seven three nine cat dog bird run jump sing " * 8}) + "\n")
+    with pytest.raises(ArtifactError, match="data"):
+        trained(root, "natural")
+
+
+def test_what_a_reference_is_measured_with_is_part_of_the_plans_address(root: Path) -> None:
+    mixed(root, "doremi", proxy=PROXY)
+    with pytest.raises(ArtifactError, match="token_loss"):
+        mixed(root, "doremi", proxy=PROXY, token_loss={"storage": "float32"})
+    saving = {**PROXY, "training": tiny.mix_training(save_steps=2, logging_steps=1)}
+    before = sorted((root / "artifacts" / "models").iterdir())
+    mixed(root, "doremi", proxy=saving, out=str(root / "artifacts" / "again"))  # another way to keep the same trainings
+    assert sorted((root / "artifacts" / "models").iterdir()) == before
+
+
+def test_a_reference_of_another_tokenizer_is_refused_naming_both(root: Path) -> None:
+    other = tiny.make_model(root / "other")
+    path = other / "tokenizer.json"
+    path.write_text(path.read_text().replace('"red"', '"crimson"'))
+    with pytest.raises(ConfigError, match=r"other has tokenizer [0-9a-f]{16}.*model has [0-9a-f]{16}"):
+        mixed(root, "doremi", proxy={**PROXY, "reference_model": {"path": str(other)}})
+
+
+def test_a_domain_without_weight_does_not_lengthen_an_epoch(root: Path) -> None:
+    from dataflex_tools.stages.estimate import estimate_train
+
+    mixed(root, "static", settings={"weights": {"count": 0.5, "say": 0.5}})
+    values = {"artifacts": [str(root / "artifacts" / "static")], "out": str(root / "runs" / "static"), "full": True}
+    training = {**tiny.mix_training(), "max_steps": -1, "num_train_epochs": 1}
+    config = build("train", {**values, "training": training, "mixing": {"max_epochs": 1.3}})
+    (planned,) = [part["to_do"] for part in estimate_train(config).parts if part["part"] == "training"]
+    run = train(config)
+    assert run["stats"]["steps"] == planned
+    assert run["stats"]["mixture"]["both"]["samples"] == 0
+
+
 WRONG = [
     ("static", {"settings": {"weights": {"cuont": 0.5, "say": 0.5}}}, "did you mean 'count'"),
     ("static", {"settings": {"weights": {"count": -0.5, "say": 1.5}}}, "-0.5"),
@@ -199,6 +243,9 @@ WRONG = [
     ("natural", {"proxy": PROXY}, "trains no model"),
     ("natural", {"target": ["x.jsonl"]}, "uses no target"),
     ("odm", {"proxy": {"training": {}}}, "max_steps"),
+    ("natural", {"render": {"cutoff_len": 7}}, "render has no effect with pack"),
+    ("regmix", {"pack": {"block_size": 16, "held_out": 0.02}, "proxy": PROXY}, "held_out"),
+    ("odm", {"proxy": PROXY, "settings": {"warmup_steps": 5, "update_every": 4}}, "multiple of update_every"),
     ("natural", {"pack": {"block_size": 16, "attend_across_documents": False}, "model": FLASH}, "FlashAttention"),
     ("regmix", {"pack": {"block_size": 16}, "proxy": PROXY}, "held_out"),
     ("doremi", {"settings": {"etta": 1.0}, "proxy": PROXY}, "did you mean 'eta'"),
