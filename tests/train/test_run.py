@@ -168,3 +168,21 @@ def test_run_json_is_readable_and_complete(whole: TrainingRun) -> None:
 def test_rows_outside_the_data_are_an_error(tmp_path: Path, full_model: Callable[[], Any], tokens: FakeTokens) -> None:
     with pytest.raises(ConfigError, match="the plan selects row 99 of 30"):
         run_training(full_model, tokens, PlanSampler(np.arange(90, 100)), make_settings(), tmp_path)
+
+
+def test_deepspeeds_settings_do_not_outlive_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig, is_deepspeed_zero3_enabled
+
+    from dataflex_tools.train import run
+
+    held = []
+
+    def trainer_with_zero3(*args: Any, **kwargs: Any) -> Any:
+        held.append(HfDeepSpeedConfig({"zero_optimization": {"stage": 3}}))  # transformers keeps it, as its Trainer does
+        assert is_deepspeed_zero3_enabled()
+        raise Killed
+
+    monkeypatch.setattr(run, "build_trainer", trainer_with_zero3)
+    with pytest.raises(Killed):
+        train(tmp_path)
+    assert not is_deepspeed_zero3_enabled()
