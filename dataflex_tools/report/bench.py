@@ -49,9 +49,10 @@ def bench_text(result: Mapping[str, Any]) -> str:
 def bench_mix_text(result: Mapping[str, Any]) -> str:
     """What a finished bench of mixers found: perplexities in the order ALL, domains, then weights; no trailing newline."""
     arms, groups = result["arms"], list(result["arms"][0]["groups"])
+    digits = ",.0f" if max(arm["all"]["mean"] for arm in arms) >= 100 else ",.2f"
     lines = [
-        [arm["name"], cell(arm["all"], ",.2f"), *(cell(arm["groups"][name], ",.2f") for name in groups),
-         cell(arm["macro_loss"], ".4f"), _interval(arm["versus"]) if arm["versus"] else "-"]
+        [arm["name"], cell(arm["all"], digits), *(cell(arm["groups"][name], digits) for name in groups),
+         cell(arm["macro_loss"], ".3f"), _interval(arm["versus"]) if arm["versus"] else "-"]
         for arm in arms
     ]  # fmt: skip
     titles = ["mixture", "ALL", *groups, "macro loss", f"against {result['recipe']['baseline']}"]
@@ -61,7 +62,17 @@ def bench_mix_text(result: Mapping[str, Any]) -> str:
         f"perplexity on held-out text, mean +- standard deviation over {seeds} seeds; macro loss: mean over domains, nats",
         "", table(titles, lines, right=titles[1:]), "",
         "proportions, mean over the steps of a training", "", table(["mixture", *groups], weights, right=groups),
+        *_caution(seeds),
     ])  # fmt: skip
+
+
+def _caution(seeds: int) -> list[str]:
+    """What to think of intervals of few seeds."""
+    return (
+        ["", f"in brackets: 95 % of resampled means; of {seeds} seeds such an interval is too narrow"]
+        if seeds <= _FEW
+        else []
+    )
 
 
 def _interval(versus: Mapping[str, Any]) -> str:
