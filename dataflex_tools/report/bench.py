@@ -39,11 +39,8 @@ def bench_text(result: Mapping[str, Any]) -> str:
         "",
         *(_answer(arm, arms) for arm in arms if not arm["is_control"]),
     ]
-    if num_seeds == 1:
-        lines.append("one seed tells no gain from luck: set seeds to 3 or more")
-    elif num_seeds <= _FEW:
-        lines.append(f"in brackets: 95 % of resampled means; of {num_seeds} seeds such an interval is too narrow")
-    return "\n".join(lines)
+    return "
+".join([*lines, *_caution(num_seeds)])
 
 
 def bench_mix_text(result: Mapping[str, Any]) -> str:
@@ -62,17 +59,16 @@ def bench_mix_text(result: Mapping[str, Any]) -> str:
         f"perplexity on held-out text, mean +- standard deviation over {seeds} seeds; macro loss: mean over domains, nats",
         "", table(titles, lines, right=titles[1:]), "",
         "proportions, mean over the steps of a training", "", table(["mixture", *groups], weights, right=groups),
-        *_caution(seeds),
+        "", *_caution(seeds),
     ])  # fmt: skip
 
 
-def _caution(seeds: int) -> list[str]:
-    """What to think of intervals of few seeds."""
-    return (
-        ["", f"in brackets: 95 % of resampled means; of {seeds} seeds such an interval is too narrow"]
-        if seeds <= _FEW
-        else []
-    )
+def _caution(num_seeds: int) -> list[str]:
+    """What to think of so many seeds."""
+    if num_seeds == 1:
+        return ["one seed tells no gain from luck: set seeds to 3 or more"]
+    few = f"in brackets: 95 % of resampled means; of {num_seeds} seeds such an interval is too narrow"
+    return [few] if num_seeds <= _FEW else []
 
 
 def _interval(versus: Mapping[str, Any]) -> str:
