@@ -39,8 +39,7 @@ def bench_text(result: Mapping[str, Any]) -> str:
         "",
         *(_answer(arm, arms) for arm in arms if not arm["is_control"]),
     ]
-    return "
-".join([*lines, *_caution(num_seeds)])
+    return "\n".join([*lines, *_caution(num_seeds)])
 
 
 def bench_mix_text(result: Mapping[str, Any]) -> str:
