@@ -179,7 +179,7 @@ def _differing(found: Mapping[str, Any], prepared: Prepared) -> str:
         model = {key: value for key, value in config["model"].items() if key not in ("path", "revision")}
         return {**kept, "model": model, "settings": own}
 
-    now = settings(to_mapping(prepared.config), to_mapping(prepared.method.settings))
+    now = settings(recorded(prepared.config), to_mapping(prepared.method.settings))
     names = differences(settings(found["config"], found["settings"]), now)
     targets = [(found["stats"].get("target") or {}).get("fingerprint")]
     contents = {

@@ -29,7 +29,8 @@ CHANGES: dict[str, dict[str, Any]] = {  # where a tiny pool needs other settings
 }
 # LESS is scored before all others, embeddings by tsds
 ORDER = ["less", "icons", "tsds", "near", "semdedup", "cluster_less"]
-NAMES = [*ORDER, *(name for name in METHODS.names() if name not in ORDER)]
+SELECTORS = [name for name in METHODS.names() if METHODS.find(name).kind == "selector"]
+NAMES = [*ORDER, *(name for name in SELECTORS if name not in ORDER)]
 
 
 def config_of(name: str, root: Path, **changes: Any) -> Any:

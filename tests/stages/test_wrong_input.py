@@ -384,7 +384,7 @@ def test_weights_that_are_missing_or_do_not_fit_are_never_random(run: Any) -> No
         ([*TRAIN, "--fraction", "abc"], "Invalid value for '--fraction'"),
         (["train", "--fraction", "0.5"], "train: artifacts is missing; give --artifacts"),
         ([*HALF, "--set", "trainin.seed=1"], "train has no setting 'trainin'; did you mean 'training'"),
-        (["evaluate", "runs/x"], "evaluate: data is missing; give --data"),
+        (["evaluate", "runs/x"], "evaluate: data is empty, and the run held no text out.*give --data"),
     ],
 )
 def test_a_wrong_setting_is_answered_with_the_nearest_or_the_wanted(refuse: Any, argv: list[str], match: str) -> None:
