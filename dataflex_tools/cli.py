@@ -109,7 +109,6 @@ def train(
         "budget.unit": unit,
     }  # fmt: skip
     values = _settings("train", config, given, set_, skip_bad)
-    values.setdefault("budget", {})
     if "out" not in values and values.get("artifacts"):
         values["out"] = f"runs/{Path(values['artifacts'][0]).name}"
     settings = build("train", values)

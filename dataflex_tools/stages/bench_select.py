@@ -166,6 +166,8 @@ def _method_arm(config: BenchConfig, item: str | Mapping[str, Any], num_seeds: i
         raise ConfigError(f"bench: {own['method']} is always compared with; leave it out of methods")
     if not name.replace("_", "").isalnum() or name in _TAKEN:
         raise ConfigError(f"bench: the name {name!r} cannot be a plan's folder; use letters, digits and _")
+    if METHODS.find(own["method"]).kind != "selector":
+        raise ConfigError(f"bench: {own['method']} mixes domains; compare mixers with `flextools bench-mix`")
     values = {**config.common, **own}
     if not METHODS.find(own["method"]).uses_target and not values.get("drop_overlap"):
         values.pop("target", None)

@@ -24,7 +24,7 @@ from dataflex_tools.core import dist
 from dataflex_tools.core.config import differences, to_mapping
 from dataflex_tools.core.errors import ArtifactError, ConfigError
 from dataflex_tools.core.fingerprint import digest
-from dataflex_tools.core.plan import select_rows
+from dataflex_tools.core.plan import Budget, select_rows
 from dataflex_tools.data.sources import check_exists
 from dataflex_tools.data.tokenized import RenderSettings
 from dataflex_tools.models.settings import ModelSettings
@@ -99,19 +99,32 @@ def resolved(config: TrainConfig, plans: Plans) -> TrainConfig:
     if config.mixing != MixingSettings() and plans.mixture is None:
         raise ConfigError(f"mixing has no effect: {config.artifacts[0]} is a selection; leave it out")
     if config.budget is None and plans.selection is not None:
-        raise ConfigError(
-            f"train: budget is missing; {plans.selection.folder} is a selection: give --fraction or --num-samples"
-        )
+        Budget()  # says which settings there are
     if config.budget is not None and plans.selection is None:
         raise ConfigError(
             "train: a budget has no effect on a mixture, which takes all rows; give training.max_steps instead"
         )
     if plans.mixture is not None and len(plans.mixture.mixture.step_S) > 1 and config.training.max_steps <= 0:
         raise ConfigError(f"{plans.mixture.folder} changes over the steps of a training: give training.max_steps")
+    _check_text(config, score)
     return replace(
         config, model=config.model or score.model, data=config.data or score.data, render=config.render or score.render,
         pack=config.pack or score.pack,
     )  # fmt: skip
+
+
+def _check_text(config: TrainConfig, score: ScoreConfig) -> None:
+    """Raise ConfigError if text that the plan held out would be trained on, or an adapter on weights nobody keeps."""
+    if config.pack is not None and score.pack is not None:
+        for key in ("held_out", "seed"):
+            if (mine := getattr(config.pack, key)) != (theirs := getattr(score.pack, key)):
+                raise ConfigError(
+                    f"pack.{key} is {mine}, the plan was made with {theirs}: held-out text would be trained on; give "
+                    f"pack.{key}={theirs} too, or leave pack out"
+                )
+    model = config.model or score.model
+    if (config.pack or score.pack) is not None and model.random_weights and not config.full:
+        raise ConfigError("model.random_weights with a LoRA adapter trains almost nothing; give --set full=true")
 
 
 def prepare(config: TrainConfig, cache: Path) -> PreparedRun:

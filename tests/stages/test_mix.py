@@ -235,6 +235,31 @@ def test_a_domain_without_weight_does_not_lengthen_an_epoch(root: Path) -> None:
     assert run["stats"]["mixture"]["both"]["samples"] == 0
 
 
+def test_the_command_line_trains_a_mixture_and_keeps_its_held_out_text(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from typer.testing import CliRunner
+
+    from dataflex_tools.cli import app
+
+    mixed(root, "natural")
+    monkeypatch.chdir(root)
+    words = [
+        "train",
+        "--artifacts",
+        "artifacts/natural",
+        "--set",
+        "training.max_steps=3",
+        "--set",
+        "training.global_batch_size=8",
+    ]
+    refused = CliRunner().invoke(app, words)
+    assert "full=true" in str(refused.exception)
+    other = CliRunner().invoke(app, [*words, "--set", "full=true", "--set", "pack.block_size=24"])
+    assert "pack.held_out is 0.0, the plan was made with 0.3" in str(other.exception)
+    done = CliRunner().invoke(app, [*words, "--set", "full=true"])
+    assert done.exit_code == 0, done.exception
+    assert (root / "runs" / "natural" / "manifest.json").exists()
+
+
 WRONG = [
     ("static", {"settings": {"weights": {"cuont": 0.5, "say": 0.5}}}, "did you mean 'count'"),
     ("static", {"settings": {"weights": {"count": -0.5, "say": 1.5}}}, "-0.5"),
