@@ -278,14 +278,20 @@ def bench_select(
 def bench_mix(
     recipe: Annotated[Path, typer.Argument(help="YAML recipe, as pipelines/mixture/bench.yaml")],
     set_: Set = None,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Does a mixture beat the natural proportions here? Trains on each with several seeds, and compares held-out text."""
-    from dataflex_tools.report.bench import bench_mix_text
+    from dataflex_tools.report.bench import bench_estimate_text, bench_mix_text
     from dataflex_tools.stages.bench_mix import bench_mix as run_bench
-    from dataflex_tools.stages.bench_mix import load_bench_mix
+    from dataflex_tools.stages.bench_mix import estimate_bench_mix, load_bench_mix
 
-    result = run_bench(load_bench_mix(recipe, set_ or []))
+    bench = load_bench_mix(recipe, set_ or [])
+    if dry_run:
+        estimate = estimate_bench_mix(bench)
+        typer.echo(json.dumps(estimate) if as_json else bench_estimate_text(estimate))
+        return
+    result = run_bench(bench)
     if dist.is_main():
         typer.echo(json.dumps(result) if as_json else bench_mix_text(result))
 

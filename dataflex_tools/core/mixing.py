@@ -31,6 +31,11 @@ class Domains:
     def __len__(self) -> int:
         return len(self.names)
 
+    @property
+    def share_K(self) -> np.ndarray:
+        """Each domain's share of all tokens: the natural proportions, (K,) float64."""
+        return np.asarray(self.num_tokens_K / self.num_tokens_K.sum())
+
 
 @dataclass(frozen=True)
 class MixState:
@@ -145,7 +150,7 @@ def starting_weights(given: str | Mapping[str, float], domains: Domains, *, wher
     if isinstance(given, Mapping):
         return weights_of(given, domains.names, where=where)
     if given == "natural":
-        return np.asarray(domains.num_tokens_K / domains.num_tokens_K.sum())
+        return domains.share_K
     return np.full(len(domains), 1 / len(domains))
 
 

@@ -110,7 +110,7 @@ class OnlineMixer(Mixer):
 
     def reference_weights(self, domains: Domains) -> np.ndarray:
         """(K,) proportions that the first reference trains on; natural by default."""
-        return np.asarray(domains.num_tokens_K / domains.num_tokens_K.sum())
+        return domains.share_K
 
     def is_settled(self, before_K: np.ndarray, after_K: np.ndarray) -> bool:
         """Whether another round would change nothing: the reference's weights and those that were found."""
@@ -119,6 +119,21 @@ class OnlineMixer(Mixer):
     def sampling_weights(self, domains: Domains) -> np.ndarray:
         """(K,) proportions of the batches where `weighs_loss`; uniform by default."""
         return np.full(len(domains), 1 / len(domains))
+
+
+class ScheduleMixer(OnlineMixer):
+    """An online mixer whose plan is the weights it went through; its settings have `update_every` and `follow`."""
+
+    after_training = ("follow",)
+
+    @property
+    def update_every(self) -> int:
+        """As set."""
+        return int(self.settings.update_every)
+
+    def finish(self, domains: Domains, trajectory: tuple[MixState, ...]) -> Mixture:
+        """The schedule, or what of it `follow` asks for."""
+        return Mixture.of_trajectory(domains.names, trajectory, follow=self.settings.follow)
 
 
 class SwarmMixer(Mixer):

@@ -19,12 +19,11 @@ from dataflex_tools.core.mixing import (
     Domains,
     Follow,
     MixState,
-    Mixture,
     Observation,
     check_starting_weights,
     starting_weights,
 )
-from dataflex_tools.methods.base import OnlineMixer
+from dataflex_tools.methods.base import ScheduleMixer
 from dataflex_tools.ops.exponentiated import exponentiated
 
 # K domains, E experts
@@ -52,7 +51,7 @@ class DynamicMoeSettings:
         check_starting_weights(self.initial, where="dynamic_moe: initial")
 
 
-class DynamicMoe(OnlineMixer):
+class DynamicMoe(ScheduleMixer):
     """The schedule of weights that drew the batches; the score is the mean distance to the domains' expert shares.
 
     `start` tells it the domains; a restarted training calls it again before `update`.
@@ -62,12 +61,6 @@ class DynamicMoe(OnlineMixer):
     paper = "Zhu et al. 2024, https://arxiv.org/abs/2406.11256"
     cost = "one training of a mixture-of-experts model, and some held-out rows once per update"
     observes = "router_load"
-    after_training = ("follow",)
-
-    @property
-    def update_every(self) -> int:
-        """As set."""
-        return int(self.settings.update_every)
 
     def start(self, domains: Domains) -> MixState:
         """The initial weights. Raises ConfigError for those that do not fit the domains."""
@@ -88,10 +81,6 @@ class DynamicMoe(OnlineMixer):
         before_K = self._initial_K if self.settings.anchored else state.weight_K
         weight_K = exponentiated(before_K, distance_K, eta=self.settings.eta, smoothing=self.settings.smoothing)
         return MixState(seen.step, weight_K, distance_K)
-
-    def finish(self, domains: Domains, trajectory: tuple[MixState, ...]) -> Mixture:
-        """The schedule, or what of it `follow` asks for."""
-        return Mixture.of_trajectory(domains.names, trajectory, follow=self.settings.follow)
 
 
 def mean_distances(load_KE: np.ndarray, *, kind: Literal["l2", "cos"]) -> np.ndarray:

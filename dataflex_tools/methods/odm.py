@@ -22,13 +22,12 @@ from dataflex_tools.core.mixing import (
     Domains,
     Follow,
     MixState,
-    Mixture,
     Observation,
     check_starting_weights,
     finite_means,
     starting_weights,
 )
-from dataflex_tools.methods.base import OnlineMixer
+from dataflex_tools.methods.base import ScheduleMixer
 from dataflex_tools.ops.exponentiated import exponentiated
 
 # K domains
@@ -63,7 +62,7 @@ class OdmSettings:
         check_starting_weights(self.initial, where="odm: initial")
 
 
-class Odm(OnlineMixer):
+class Odm(ScheduleMixer):
     """The schedule of weights that drew the batches; the weights of a state draw the step after it.
 
     `start` tells it the domains; a restarted training calls it again before `update`.
@@ -73,12 +72,6 @@ class Odm(OnlineMixer):
     paper = "Albalak et al. 2023, https://arxiv.org/abs/2312.02406"
     cost = "one training; nothing beyond its own losses"
     observes = "loss"
-    after_training = ("follow",)
-
-    @property
-    def update_every(self) -> int:
-        """As set."""
-        return int(self.settings.update_every)
 
     def start(self, domains: Domains) -> MixState:
         """The initial weights and no rewards. Raises ConfigError for a domain of weight 0, which losses are divided by."""
@@ -135,7 +128,3 @@ class Odm(OnlineMixer):
         count = step - self.settings.warmup_steps if is_dataflex else step
         epsilon = min(1 / num, float(np.sqrt(np.log(num) / (num * count))))
         return max(_DATAFLEX_FLOOR, epsilon) if is_dataflex else epsilon
-
-    def finish(self, domains: Domains, trajectory: tuple[MixState, ...]) -> Mixture:
-        """The schedule, or what of it `follow` asks for."""
-        return Mixture.of_trajectory(domains.names, trajectory, follow=self.settings.follow)

@@ -19,13 +19,12 @@ from dataflex_tools.core.mixing import (
     Domains,
     Follow,
     MixState,
-    Mixture,
     Observation,
     check_starting_weights,
     finite_means,
     starting_weights,
 )
-from dataflex_tools.methods.base import OnlineMixer
+from dataflex_tools.methods.base import ScheduleMixer
 from dataflex_tools.ops.exponentiated import exponentiated
 
 # K domains
@@ -55,7 +54,7 @@ class ShearedLoadingSettings:
             require(bool(np.isfinite(loss)) and loss >= 0, message)
 
 
-class ShearedLoading(OnlineMixer):
+class ShearedLoading(ScheduleMixer):
     """The schedule of weights that drew the batches; the score is the excess over the reference loss.
 
     `start` tells it the domains; a restarted training calls it again before `update`.
@@ -65,12 +64,6 @@ class ShearedLoading(OnlineMixer):
     paper = "Xia et al. 2023, https://arxiv.org/abs/2310.06694"
     cost = "one training, and the held-out rows once per update"
     observes = "held_out_loss"
-    after_training = ("follow",)
-
-    @property
-    def update_every(self) -> int:
-        """As set."""
-        return int(self.settings.update_every)
 
     def start(self, domains: Domains) -> MixState:
         """The initial weights. Raises ConfigError unless `reference_losses` names each domain and no other."""
@@ -106,7 +99,3 @@ class ShearedLoading(OnlineMixer):
             even_K = np.ones(len(excess_K))
             weight_K = exponentiated(even_K, state.weight_K + excess_K, smoothing=_OFFICIAL_SMOOTHING)
         return MixState(seen.step, weight_K, excess_K)
-
-    def finish(self, domains: Domains, trajectory: tuple[MixState, ...]) -> Mixture:
-        """The schedule, or what of it `follow` asks for."""
-        return Mixture.of_trajectory(domains.names, trajectory, follow=self.settings.follow)

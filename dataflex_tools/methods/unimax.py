@@ -14,6 +14,7 @@ import numpy as np
 from dataflex_tools.core.config import require
 from dataflex_tools.core.mixing import Domains, Mixture
 from dataflex_tools.methods.base import StaticMixer
+from dataflex_tools.ops.proportions import fill
 
 # K domains
 
@@ -43,9 +44,10 @@ class Unimax(StaticMixer):
         """The proportions. Facts: `budget`, `epochs` of each domain at it, `capped` domains, `unused` tokens if all are."""
         total = int(domains.num_tokens_K.sum())
         budget = self.settings.budget or total
-        tokens_K = allocate(domains.num_tokens_K, budget, max_epochs=self.settings.max_epochs)
+        limit_K = self.settings.max_epochs * domains.num_tokens_K
+        tokens_K = fill(np.ones(len(domains)), budget, limit_K=limit_K)
         epochs_K = tokens_K / domains.num_tokens_K
-        is_capped_K = epochs_K >= self.settings.max_epochs
+        is_capped_K = tokens_K >= limit_K
         facts: dict[str, Any] = {
             "budget": budget,
             "epochs": dict(zip(domains.names, epochs_K.tolist(), strict=True)),
@@ -54,14 +56,3 @@ class Unimax(StaticMixer):
         if (unused := budget - self.settings.max_epochs * total) > 0:
             facts["unused"] = unused
         return Mixture.constant(domains.names, tokens_K, facts=facts)
-
-
-def allocate(num_tokens_K: np.ndarray, budget: float, *, max_epochs: float) -> np.ndarray:
-    """Tokens of each domain, (K,) float64, as equal as `max_epochs` lets them be; they sum to at most `budget`."""
-    tokens_K = np.zeros(len(num_tokens_K))
-    remaining = float(budget)
-    order_K = np.argsort(num_tokens_K, kind="stable")
-    for place, k in enumerate(order_K):
-        tokens_K[k] = min(remaining / (len(order_K) - place), max_epochs * num_tokens_K[k])
-        remaining -= tokens_K[k]
-    return tokens_K

@@ -240,6 +240,12 @@ def device() -> torch.device:
     return torch.device(kind.type, int(os.environ.get("LOCAL_RANK", "0")))
 
 
+def max_positions(settings: ModelSettings) -> int | None:
+    """Tokens the model has positions for, from its configuration; None where that says nothing."""
+    found = getattr(_config(settings).get_text_config(), "max_position_embeddings", None)
+    return int(found) if found else None
+
+
 def hidden_size(settings: ModelSettings) -> int:
     """Width of the model's hidden states, from its configuration."""
     return int(_config(settings).get_text_config().hidden_size)

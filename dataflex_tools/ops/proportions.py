@@ -5,19 +5,10 @@ import numpy as np
 # K domains
 
 
-def largest_remainder(weight_K: np.ndarray, total: int, *, limit_K: np.ndarray | None = None) -> np.ndarray:
-    """Counts nearest to `total` shared out by weight, (K,) int64; they sum to `total`.
-
-    Each domain gets the whole part of its share; what is left goes one each to the largest remainders, ties to the lowest
-    index (Hamilton's method). `limit_K`: whole numbers, the most each domain can have; they must sum to at least `total`.
-    """
-    weight_K = np.asarray(weight_K, dtype=np.float64)
-    return nearest_counts(weight_K / weight_K.sum() * total, total, limit_K=limit_K)
-
-
 def nearest_counts(amount_K: np.ndarray, total: int, *, limit_K: np.ndarray | None = None) -> np.ndarray:
     """Counts from 0 to `limit_K` that sum to `total`, (K,) int64, each near its amount; ties to the lowest index.
 
+    Each gets the whole part of its amount; what is left goes one each to the largest remainders (Hamilton's method).
     Within one of the amounts where these lie between 0 and the limits and sum to `total`; else those that are too small
     or too large by the least are moved first.
     """

@@ -13,8 +13,7 @@ UNITS = ("tokens", "rows")
 
 def natural_shares(domains: Domains, unit: str = "tokens") -> np.ndarray:
     """Share of each domain in all tokens or rows, (K,) float64; sums to 1. `unit`: one of UNITS."""
-    count_K = domains.num_rows_K if unit == "rows" else domains.num_tokens_K
-    return np.asarray(count_K / count_K.sum())
+    return domains.share_K if unit == "tokens" else np.asarray(domains.num_rows_K / domains.num_rows_K.sum())
 
 
 def tempered(share_K: np.ndarray, exponent: float) -> np.ndarray:

@@ -51,6 +51,7 @@ def mixture_facts(loaded: LoadedMixture) -> dict[str, Any]:
         ],
         "natural_of": found[1] if found else None,
         **{key: stats[key] for key in ("entropy", "entropy_share", "schedule", "warnings")},
+        "facts": stats.get("facts", {}),
         "trajectory": _trajectory(mixture.names, mixture.trajectory),
     }
 
@@ -61,12 +62,25 @@ def mixture_lines(facts: Mapping[str, Any]) -> list[str]:
     share = facts["entropy_share"]
     of_most = "" if share is None else f", {share:.1%} of the most that {len(facts['domains'])} domains can have"
     lines = [f"warning    {text}" for text in facts["warnings"]]
+    lines += [f"{name:10} {_shown(value)}" for name, value in facts["facts"].items() if name not in _ELSEWHERE]
     lines.append(f"entropy    {facts['entropy']:.4g} nats{of_most}")
     steps = f"{entries:,} entries, the last from optimizer step {last:,} on" if entries > 1 else "the same at every step"
     lines += [f"weights    {steps}", "", _domain_table(facts["domains"], facts["natural_of"])]
     if trajectory := facts["trajectory"]:
         lines += ["", _trajectory_table(trajectory)]
     return lines
+
+
+_ELSEWHERE = ("entropy", "warning")  # facts that have lines of their own
+
+
+def _shown(value: Any) -> str:
+    """A fact for people: numbers short, names with their numbers."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_shown(item)}" for name, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_shown, value)) or "none"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _trajectory(names: Sequence[str], states: Sequence[MixState]) -> dict[str, Any] | None:

@@ -102,9 +102,8 @@ class Proportions:
         if token_K is None or document_K is None or not (token_K > 0).all() or not (document_K > 0).all():
             raise ConfigError(
                 "export: --draws documents needs the tokens and documents of each domain, which the artifact lacks "
-                "(stats.num_tokens, corpus.domains); leave it out, or run `flextools score` again"
+                "(stats.num_tokens, stats.num_documents); leave it out, or run `flextools score` again"
             )
-        # a held-out part takes the same share of each domain's documents: the ratio of means stands
         mean_K = token_K / document_K
         shown = ", ".join(f"{name} {mean:,.1f}" for name, mean in zip(self.names, mean_K, strict=True))
         note = f"probabilities are of draws of whole documents, for these mean tokens of one: {shown}"
@@ -146,7 +145,7 @@ def proportions_of(folder: Path, wanted: Wanted) -> Proportions:
         step=begins,
         origin={key: str(manifest[key]) for key in ("method", "digest")},
         num_tokens=(manifest.get("stats") or {}).get("num_tokens"),
-        num_documents=corpus.get("domains"),
+        num_documents=(loaded.manifest.get("stats") or {}).get("num_documents"),
         notes=tuple(notes),
     )
 

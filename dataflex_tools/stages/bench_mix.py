@@ -5,7 +5,7 @@ Every step is a stage, so what exists is not made again: a killed bench goes on,
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,7 @@ class BenchMix:
 
 
 def load_bench_mix(path: Path, overrides: Sequence[str] = ()) -> BenchMix:
-    """The bench of a YAML recipe, with `a.b=value` set on top; all settings are checked here. Raises ConfigError."""
+    """The bench of a YAML recipe, with `a.b=value` set on top. Raises ConfigError for a setting wrong by itself."""
     values = apply_overrides(load_yaml(path), overrides)
     values["methods"] = [values["methods"]] if isinstance(values.get("methods"), str) else values.get("methods", [])
     config = from_mapping(BenchMixConfig, values, where="bench")
@@ -121,6 +121,30 @@ def _arm(config: BenchMixConfig, item: str | Mapping[str, Any], root: Path) -> t
     return name, build("score", {**values, "out": str(root / name)})
 
 
+def check(bench: BenchMix, cache_of: Callable[[ScoreConfig], Path]) -> None:
+    """Raise for what would stop a later arm and can be seen before the first one trains a model."""
+    from dataflex_tools.stages.mix import prepare
+    from dataflex_tools.train.settings import check_training
+
+    check_training(bench.train.training, world_size=dist.world_size(), where="train.training")
+    pack = bench.train.pack
+    if not bench.config.evaluate.get("data") and (pack is None or not pack.held_out):
+        raise ConfigError("bench: nothing is held out to compare by; set common.pack.held_out, or give evaluate.data")
+    for config in bench.scores.values():
+        prepare(config, cache_of(config))
+
+
+def estimate_bench_mix(bench: BenchMix) -> dict[str, Any]:
+    """{"scores": {arm: estimate}, "trainings": number}; an arm alone, as if it came first. Writes nothing."""
+    from dataflex_tools.stages import inputs
+    from dataflex_tools.stages.estimate import estimate_score
+
+    with inputs.cache_folder(Path(bench.config.out), is_dry=True) as cache:
+        check(bench, lambda config: cache)
+    scores = {arm: asdict(estimate_score(config)) for arm, config in bench.scores.items()}
+    return {"scores": scores, "trainings": len(bench.scores) * len(bench.seeds)}
+
+
 def bench_mix(bench: BenchMix) -> dict[str, Any]:
     """Score, train, evaluate and compare; returns what `results.json` in `out` holds.
 
@@ -131,6 +155,7 @@ def bench_mix(bench: BenchMix) -> dict[str, Any]:
     from dataflex_tools.stages.score import score
     from dataflex_tools.stages.train import train
 
+    check(bench, lambda config: Path(config.out).parent / "cache")
     weights = {}
     for arm, config in bench.scores.items():
         score(config)

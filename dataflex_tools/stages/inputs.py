@@ -21,7 +21,7 @@ from dataflex_tools.data.corpus import Corpus, open_corpus
 from dataflex_tools.data.packed import Blocks, PackSettings, pack_corpus
 from dataflex_tools.data.sources import SourceSpec
 from dataflex_tools.data.tokenized import RenderSettings, tokenize_corpus
-from dataflex_tools.models.load import empty_model, load_tokenizer, tokenizer_sha256
+from dataflex_tools.models.load import empty_model, load_tokenizer, max_positions, tokenizer_sha256
 from dataflex_tools.models.settings import ModelSettings
 from dataflex_tools.sampler.mixture_sampler import MixtureSampler
 from dataflex_tools.score.held_out import reporting_rows
@@ -174,13 +174,15 @@ def read_text(
     return Text(Side(corpus, train), held_out)
 
 
-def check_attention(pack: PackSettings | None, model: ModelSettings) -> None:
-    """Raise ConfigError if documents of a block would see each other although they must not."""
+def check_pack(pack: PackSettings | None, model: ModelSettings) -> None:
+    """Raise ConfigError if blocks are too long for the model, or their documents would see each other and must not."""
     if pack is not None and not pack.attend_across_documents and "flash" in (model.attn_implementation or ""):
         raise ConfigError(
             f"pack.attend_across_documents is false and model.attn_implementation {model.attn_implementation!r}: "
             "FlashAttention tells documents apart only in batches of one; use sdpa or eager"
         )
+    if pack is not None and (most := max_positions(model)) is not None and pack.block_size > most:
+        raise ConfigError(f"pack.block_size is {pack.block_size}, {model.path} has positions for {most} tokens; lower it")
 
 
 def pack_all(corpus: Corpus, tokenizer: Tokenizer, pack: PackSettings, cache: Path) -> Side:
@@ -192,9 +194,9 @@ def pack_all(corpus: Corpus, tokenizer: Tokenizer, pack: PackSettings, cache: Pa
 
 def mixture_sampler(
     tokens: Any, mixture: Mixture, training: TrainingSettings, *, seed: int, unit: Literal["rows", "tokens"] = "tokens",
-    max_epochs: float | None = None, rows: np.ndarray | None = None,
+    max_epochs: float | None = None, rows: np.ndarray | None = None, where: str = "training",
 ) -> MixtureSampler:  # fmt: skip
-    """A stream of labelled rows, or of the `rows` given, that follows a mixture through a training.
+    """A stream of labelled rows, or of the `rows` given, that follows a mixture through a training; `where`: its settings.
 
     Raises ConfigError if the mixture names other domains than the data has, or weighs one that has no row.
     """
@@ -211,11 +213,11 @@ def mixture_sampler(
             raise ConfigError(
                 f"the mixture gives {name!r} a weight of {weight_SK[:, code].max():.3g}, and no row of it is there"
             )
+    if isinstance(tokens, Blocks):
+        unit = "rows"  # blocks are equally long: shares of rows are shares of tokens, and nothing is held per row
     num_tokens_K = [np.asarray(tokens.num_tokens_N)[np.asarray(part)] for part in rows_K] if unit == "tokens" else None
-    total = (
-        num_steps(training, sum(len(part) for part, is_in in zip(rows_K, (weight_SK > 0).any(axis=0), strict=True) if is_in))
-        * size
-    )
+    num_rows = sum(len(part) for part, is_in in zip(rows_K, (weight_SK > 0).any(axis=0), strict=True) if is_in)
+    total = num_steps(training, num_rows, where=where) * size
     return MixtureSampler(
         rows_K, (mixture.step_S * size, weight_SK), seed=seed, unit=unit, num_tokens_K=num_tokens_K,
         max_epochs=max_epochs, total=total,

@@ -19,6 +19,7 @@ from dataflex_tools.core.config import differences, to_mapping
 from dataflex_tools.core.errors import ArtifactError, ConfigError
 from dataflex_tools.core.mixing import Domains, Mixture
 from dataflex_tools.core.rng import generator
+from dataflex_tools.data.packed import Blocks
 from dataflex_tools.data.sources import check_exists
 from dataflex_tools.methods.base import OnlineMixer, StaticMixer, SwarmMixer
 from dataflex_tools.models.settings import ModelSettings
@@ -33,6 +34,7 @@ from dataflex_tools.stages.proxies import (
     train_swarm,
     weights_text,
 )
+from dataflex_tools.train.settings import num_steps
 
 logger = logging.getLogger("flextools")
 
@@ -56,6 +58,8 @@ def prepare(config: ScoreConfig, cache: Path, *, overwrite: bool = False) -> Pre
     num_rows_K = np.bincount(tokens.group_N, minlength=len(tokens.group_names))
     num_tokens_K = np.bincount(tokens.group_N, weights=tokens.num_tokens_N, minlength=len(num_rows_K)).astype(np.int64)
     domains = Domains(tuple(tokens.group_names), num_rows_K, num_tokens_K, vocab_size=len(tokenizer.value))
+    if not isinstance(method, StaticMixer):
+        num_steps(config.proxy.training, len(tokens), where="proxy.training")
     if isinstance(method, OnlineMixer):
         method.start(domains)  # settings that do not fit the domains
     if config.proxy.reference_model is not None:
@@ -67,7 +71,7 @@ def prepare(config: ScoreConfig, cache: Path, *, overwrite: bool = False) -> Pre
 
 def _check_reference(reference: ModelSettings, tokenizer: inputs.Tokenizer, text: inputs.Text, config: ScoreConfig) -> None:
     """Raise ConfigError unless the reference reads the same tokens."""
-    inputs.check_attention(config.pack, reference)
+    inputs.check_pack(config.pack, reference)
     theirs = inputs.Tokenizer.of(reference)
     if theirs.sha256 != tokenizer.sha256:
         raise ConfigError(
@@ -83,7 +87,7 @@ def check_settings(config: ScoreConfig, method: Any) -> None:
     from dataflex_tools.score.router_load import check_router
     from dataflex_tools.train.settings import check_training
 
-    inputs.check_attention(config.pack, config.model)
+    inputs.check_pack(config.pack, config.model)
     for source in config.data:
         check_exists(source)
     if isinstance(method, StaticMixer):
@@ -93,6 +97,12 @@ def check_settings(config: ScoreConfig, method: Any) -> None:
     check_training(config.proxy.training, world_size=dist.world_size(), where="proxy.training")
     if config.proxy.training.max_steps <= 0:
         raise ConfigError("proxy.training.max_steps is not set; say how many steps the small models are trained for")
+    steps, every = config.proxy.training.max_steps, method.update_every if isinstance(method, OnlineMixer) else 1
+    if every > steps:
+        raise ConfigError(
+            f"settings.update_every is {every} and proxy.training.max_steps {steps}: {config.method} would never decide; "
+            "train longer, or update more often"
+        )
     check_model(replace(config.model, lora=replace(config.model.lora, target_modules="all-linear")))
     if isinstance(method, OnlineMixer) and method.observes == "router_load":
         check_router(config.model)
@@ -175,6 +185,12 @@ def _online(prepared: Prepared, method: OnlineMixer, parents: list[dict[str, str
     return replace(mixture, facts=facts)
 
 
+def _num_documents(tokens: Any, domains: Domains) -> list[int]:
+    """Documents that the tokens of each domain are of: of the train part of packed text, or the samples themselves."""
+    found_K = tokens.num_documents_K if isinstance(tokens, Blocks) else domains.num_rows_K
+    return [int(count) for count in found_K]
+
+
 def _write(prepared: Prepared, mixture: Mixture, parents: list[dict[str, str]], *, overwrite: bool) -> None:
     config, text = prepared.config, prepared.text
     is_static = isinstance(prepared.method, StaticMixer)
@@ -189,6 +205,7 @@ def _write(prepared: Prepared, mixture: Mixture, parents: list[dict[str, str]], 
         "stats": {
             "num_rows": dict(zip(prepared.domains.names, prepared.domains.num_rows_K.tolist(), strict=True)),
             "num_tokens": dict(zip(prepared.domains.names, prepared.domains.num_tokens_K.tolist(), strict=True)),
+            "num_documents": dict(zip(prepared.domains.names, _num_documents(text.train, prepared.domains), strict=True)),
             "facts": dict(mixture.facts),
         },
         "config": recorded(config),

@@ -124,7 +124,7 @@ def _proxy_rows(prepared: Prepared) -> np.ndarray:
     """The rows that the proxy will be trained on, ascending, (R,): its batches are known before it is."""
     training, names = prepared.config.proxy.training, prepared.domains.names
     mixture = Mixture.constant(names, prepared.method.sampling_weights(prepared.domains))
-    sampler = inputs.mixture_sampler(prepared.text.train, mixture, training, seed=training.seed)
+    sampler = inputs.mixture_sampler(prepared.text.train, mixture, training, seed=training.seed, where="proxy.training")
     return np.unique(sampler.rows_at(0, training.max_steps * training.global_batch_size))
 
 
@@ -300,7 +300,7 @@ def _fit(prepared: Prepared, folder: Path, mixture: Mixture, made_from: Mapping[
     from dataflex_tools.train.run import FitOptions, run_training
 
     training, tokens = prepared.config.proxy.training, prepared.text.train
-    sampler = inputs.mixture_sampler(tokens, mixture, training, seed=training.seed)
+    sampler = inputs.mixture_sampler(tokens, mixture, training, seed=training.seed, where="proxy.training")
     options = FitOptions(tokenizer=prepared.tokenizer.value, made_from=made_from, loop=loop)
     return run_training(partial(load_model, prepared.config.model), tokens, sampler, training, folder, options=options)
 

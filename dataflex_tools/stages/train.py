@@ -139,7 +139,7 @@ def prepare(config: TrainConfig, cache: Path) -> PreparedRun:
     assert config.render is not None
     _check_out(Path(config.out))
     check_training(config.training, world_size=dist.world_size())
-    inputs.check_attention(config.pack, config.model)
+    inputs.check_pack(config.pack, config.model)
     for source in config.data:
         check_exists(source)
     plan = plans.selection
@@ -165,6 +165,9 @@ def prepare(config: TrainConfig, cache: Path) -> PreparedRun:
         "tokenizer": tokenizer.info(config.render),
         "config": recorded(config),
     }
+    if isinstance(sampler, MixtureSampler) and sampler.capped and dist.is_main():
+        names = ", ".join(side.tokens.group_names[code] for code in sampler.capped)
+        logger.warning("mixing.max_epochs %g caps %s; the others get what is cut off", config.mixing.max_epochs or 0, names)
     if plans.mixture is not None:  # a selection was made for its corpus, which was compared; a mixture fits any
         body["data"] = inputs.rows_digest(side.tokens)
     return PreparedRun(config, config.model, plans, side, tokenizer, rows, sampler, body)

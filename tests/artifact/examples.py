@@ -121,7 +121,10 @@ def mixture_facts() -> dict[str, Any]:
         "model": {"name": "tiny", "sha256": "ab" * 32, "dtype": "float32"},
         "tokenizer": {"sha256": "cd" * 32, "template": "plain"},
         "parents": [{"path": "../models/proxy-00", "digest": "ef" * 32}],
-        "stats": {"num_tokens": {"web": 600, "code": 200, "maths": 100}},
+        "stats": {
+            "num_tokens": {"web": 600, "code": 200, "maths": 100},
+            "num_documents": {"web": 4, "code": 6, "maths": 2},
+        },
         "config": {"method": "doremi"},
     }
 

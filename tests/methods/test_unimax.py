@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dataflex_tools.core.errors import ConfigError
-from dataflex_tools.methods.unimax import Unimax, UnimaxSettings, allocate
+from dataflex_tools.methods.unimax import Unimax, UnimaxSettings
 from tests.helpers import FLOAT64, vector
 from tests.methods.domains import domains, mix
 
@@ -26,7 +26,8 @@ def test_proportions_and_epochs_are_the_given_numbers(key):
     budget, max_epochs = (float(part.split("=")[1]) for part in key.split(","))
     sizes, wanted = DATA["inputs"]["sizes"], DATA["expected"]["unimax"][key]
     mixture = mix(Unimax, domains(sizes), max_epochs=max_epochs, budget=int(budget))
-    np.testing.assert_allclose(allocate(np.array(sizes), budget, max_epochs=max_epochs), wanted["budget"], **FLOAT64)
+    filled = [epochs * size for epochs, size in zip(mixture.facts["epochs"].values(), sizes, strict=True)]
+    np.testing.assert_allclose(filled, wanted["budget"], **FLOAT64)
     np.testing.assert_allclose(mixture.weight_SK[0], wanted["p"], **FLOAT64)
     np.testing.assert_allclose(list(mixture.facts["epochs"].values()), wanted["epochs"], **FLOAT64)
 
@@ -35,8 +36,10 @@ def test_proportions_and_epochs_are_the_given_numbers(key):
 def test_the_allocation_is_one_level_for_all_that_are_not_capped(seed):
     rng = np.random.default_rng(seed)
     sizes = rng.integers(1, 1000, 6)
-    budget, max_epochs = float(rng.uniform(0.1, 5) * sizes.sum()), float(rng.uniform(0.2, 6))
-    np.testing.assert_allclose(allocate(sizes, budget, max_epochs=max_epochs), naive(sizes, budget, max_epochs), **FLOAT64)
+    budget, max_epochs = int(rng.uniform(0.1, 5) * sizes.sum()), float(rng.uniform(0.2, 6))
+    mixture = mix(Unimax, domains(sizes.tolist()), max_epochs=max_epochs, budget=budget)
+    filled = np.array(list(mixture.facts["epochs"].values())) * sizes
+    np.testing.assert_allclose(filled, naive(sizes, budget, max_epochs), **FLOAT64)
 
 
 def test_no_domain_is_repeated_more_than_asked_and_the_capped_are_said():

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataflex_tools.ops.proportions import fill, largest_remainder, nearest_counts
+from dataflex_tools.ops.proportions import fill, nearest_counts
 from tests.helpers import FLOAT64, vector
 
 WEIGHTS = st.lists(st.floats(0, 1), min_size=1, max_size=8).filter(lambda weights: sum(weights) > 0.01)
@@ -19,12 +19,13 @@ def test_counts_are_those_of_the_given_vector() -> None:
         given["expected"]["largest_remainder"],
         strict=True,
     ):
-        assert largest_remainder(np.array(weights), total).tolist() == expected
+        assert nearest_counts(np.array(weights) * total, total).tolist() == expected
 
 
 def test_counts_of_natural_proportions_are_those_of_the_given_vector() -> None:
     given = vector("sampling_distributions")
-    counts = largest_remainder(np.array(given["inputs"]["sizes"]), 10)
+    size_K = np.array(given["inputs"]["sizes"])
+    counts = nearest_counts(size_K / size_K.sum() * 10, 10)
     assert counts.tolist() == given["expected"]["largest_remainder_counts_for_10_samples_tau1"]
 
 
@@ -32,7 +33,7 @@ def test_counts_of_natural_proportions_are_those_of_the_given_vector() -> None:
 @given(weights=WEIGHTS, total=st.integers(0, 1000))
 def test_counts_sum_to_the_total_and_are_within_one_of_the_shares(weights: list[float], total: int) -> None:
     weight_K = np.array(weights)
-    count_K = largest_remainder(weight_K, total)
+    count_K = nearest_counts(weight_K / weight_K.sum() * total, total)
     assert count_K.sum() == total
     assert np.abs(count_K - weight_K / weight_K.sum() * total).max() < 1 + FLOAT64["rtol"]
 

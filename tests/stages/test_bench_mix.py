@@ -56,6 +56,29 @@ def test_every_arm_is_trained_with_every_seed_and_compared_with_the_baseline(roo
     assert files == {p: p.stat().st_mtime_ns for p in (root / "bench" / "runs").rglob("*.safetensors")}
 
 
+def test_a_later_arm_that_cannot_run_stops_the_bench_before_anything_is_trained(root: Path, tmp_path: Path) -> None:
+    late = {
+        "methods": ["natural", {"method": "sheared_loading", "settings": {"update_every": 2}}],
+        "out": str(tmp_path / "b"),
+    }
+    with pytest.raises(ConfigError, match="reference_losses"):
+        bench_mix(load_bench_mix(recipe(root, **late)))
+    assert not list(tmp_path.rglob("*.safetensors"))
+    common = {key: tiny.mix_config(root)[key] for key in ("model", "data")}
+    nothing = {"common": {**common, "pack": {"block_size": 16}}, "methods": ["natural"], "out": str(tmp_path / "c")}
+    with pytest.raises(ConfigError, match="held_out"):
+        bench_mix(load_bench_mix(recipe(root, **nothing)))
+
+
+def test_a_dry_run_counts_the_trainings_and_writes_nothing(root: Path, tmp_path: Path) -> None:
+    from dataflex_tools.stages.bench_mix import estimate_bench_mix
+
+    found = estimate_bench_mix(load_bench_mix(recipe(root, out=str(tmp_path / "b"))))
+    assert found["trainings"] == 3 * 2
+    assert set(found["scores"]) == {"natural", "uniform", "odm"}
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -157,7 +157,7 @@ def test_dynamic_moe_reads_the_gates_of_a_real_moe_model(tmp_path: Path) -> None
 
 def test_a_dense_model_has_no_gates_to_read(root: Path) -> None:
     with pytest.raises(ConfigError, match="expert"):
-        mixed(root, "dynamic_moe", proxy=PROXY)
+        mixed(root, "dynamic_moe", proxy=PROXY, settings={"update_every": 2})
 
 
 def test_sheared_loading_measures_held_out_text(root: Path) -> None:
@@ -268,6 +268,13 @@ WRONG = [
     ("natural", {"proxy": PROXY}, "trains no model"),
     ("natural", {"target": ["x.jsonl"]}, "uses no target"),
     ("odm", {"proxy": {"training": {}}}, "max_steps"),
+    (
+        "sheared_loading",
+        {"proxy": PROXY, "settings": {"reference_losses": dict.fromkeys(tiny.TEXT_DOMAINS, 1.0)}},
+        "never decide",
+    ),
+    ("odm", {"proxy": {"training": tiny.mix_training(global_batch_size=5000)}}, r"proxy\.training\.global_batch_size"),
+    ("natural", {"pack": {"block_size": 300}}, "positions for 128"),
     ("natural", {"render": {"cutoff_len": 7}}, "render has no effect with pack"),
     ("regmix", {"pack": {"block_size": 16, "held_out": 0.02}, "proxy": PROXY}, "held_out"),
     ("odm", {"proxy": PROXY, "settings": {"warmup_steps": 5, "update_every": 4}}, "multiple of update_every"),
@@ -308,3 +315,19 @@ def test_replaying_a_manifest_gives_the_same_mixture(root: Path, tmp_path: Path)
     (again,) = run_steps(steps)
     assert again["digest"] == manifest["digest"]
     assert json.dumps(read_manifest(tmp_path / "again" / "odm")["stats"]) == json.dumps(manifest["stats"])
+
+
+def test_exported_document_draws_count_the_documents_that_are_trained_on(root: Path) -> None:
+    from dataflex_tools.report.export import export
+    from dataflex_tools.report.proportions import Wanted
+
+    manifest = mixed(root, "natural")
+    stats = manifest["stats"]
+    assert sum(stats["num_documents"].values()) < 150  # the corpus has 150, a share of them is held out
+    out = root / "exported"
+    export(root / "artifacts" / "natural", "datasets", out, wanted=Wanted(draws="documents"))
+    found = json.loads(next(out.glob("*.json")).read_text())
+    mean = {name: stats["num_tokens"][name] / stats["num_documents"][name] for name in stats["num_tokens"]}
+    share = {name: stats["num_tokens"][name] / mean[name] for name in mean}
+    expected = [share[name] / sum(share.values()) for name in found["names"]]
+    np.testing.assert_allclose(found["probabilities"], expected, rtol=1e-6)
