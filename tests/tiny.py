@@ -11,7 +11,7 @@ CHAT = (
 )
 
 
-def make_model(folder: Path, *, kind: str = "llama", seed: int = 0) -> Path:
+def make_model(folder: Path, *, kind: str = "llama", seed: int = 0, num_positions: int = 128) -> Path:
     """A 2-layer, 32-wide model with random weights and a word-level chat tokenizer, saved as transformers saves them."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -30,7 +30,7 @@ def make_model(folder: Path, *, kind: str = "llama", seed: int = 0) -> Path:
     tokenizer.chat_template = CHAT
     config = AutoConfig.for_model(
         kind, vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=False,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=num_positions, tie_word_embeddings=False,
     )  # fmt: skip
     torch.manual_seed(seed)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)

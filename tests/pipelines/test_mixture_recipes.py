@@ -30,8 +30,8 @@ ON_TINY = ["common.model.path=.mix/model", "common.model.attn_implementation=sdp
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder .mix with tiny models in the place of the small ones."""
     root = tmp_path_factory.mktemp("mixtures")
-    tiny.make_model(root / "model")
-    tiny.make_model(root / "moe", kind="mixtral")
+    tiny.make_model(root / "model", num_positions=4096)
+    tiny.make_model(root / "moe", kind="mixtral", num_positions=4096)
     return root
 
 
