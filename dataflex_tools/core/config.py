@@ -61,6 +61,16 @@ def apply_overrides(config: Mapping[str, Any], overrides: Sequence[str]) -> dict
     return result
 
 
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `over` laid on top: mappings key by key, all else replaced."""
+    result: dict[str, Any] = _copied(base)
+    for key, value in over.items():
+        mine = result.get(key)
+        both = isinstance(mine, Mapping) and isinstance(value, Mapping)
+        result[key] = merged(typing.cast(Mapping[str, Any], mine), value) if both else _copied(value)
+    return result
+
+
 def _copied(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _copied(item) for key, item in value.items()}
@@ -70,7 +80,9 @@ def _copied(value: Any) -> Any:
 def from_mapping(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
     """An instance of the dataclass `cls`; `where` names the place for messages, e.g. "method 'less'".
 
-    Raises ConfigError for an unknown key (with the nearest name), a missing one, or a value of the wrong type or range.
+    What `values` leaves out of an inner dataclass is what the outer one's default has there, which may differ from the
+    inner class's own. Raises ConfigError for an unknown key (with the nearest name), a missing one, or a value of the wrong
+    type or range.
     """
     from pydantic import TypeAdapter, ValidationError
 
@@ -78,7 +90,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
         raise ConfigError(f"{where} holds {values!r}, wanted a mapping of keys to values")
     check_keys(cls, values, where=where)
     try:
-        return TypeAdapter(cls).validate_python(dict(values))
+        return TypeAdapter(cls).validate_python(_filled(cls, values))
     except ValidationError as error:
         first = error.errors()[0]
         if isinstance(cause := first.get("ctx", {}).get("error"), ConfigError):
@@ -87,6 +99,28 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
         if first["type"] == "missing":
             raise ConfigError(f"{where}: {key} is missing, and has no default; give it") from None
         raise ConfigError(f"{where}: {key}: {first['msg']}, found {first['input']!r}") from None
+
+
+def _filled(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with each mapping that stands for an inner dataclass filled up from the outer class's default of it."""
+    result = dict(values)
+    for item in dataclasses.fields(cls):  # type: ignore[arg-type]
+        default = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
+        if isinstance(result.get(item.name), Mapping) and dataclasses.is_dataclass(default):
+            result[item.name] = _laid_over(default, result[item.name])
+    return result
+
+
+def _laid_over(default: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    names = getattr(default, "alternatives", ())
+    if any(values.get(name) is not None and getattr(default, name) is None for name in names):
+        return dict(values)  # another choice, of which the default says nothing
+    result = {f.name: getattr(default, f.name) for f in dataclasses.fields(default) if f.init}
+    for key, value in values.items():
+        inner = result[key]
+        is_part = isinstance(value, Mapping) and dataclasses.is_dataclass(inner)
+        result[key] = _laid_over(inner, value) if is_part else value
+    return result
 
 
 def check_keys(cls: type, values: Mapping[str, Any], *, where: str) -> None:

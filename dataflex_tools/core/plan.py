@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -33,13 +33,15 @@ class Budget:
     `unit` says of what the fraction is: all pool samples, or all pool tokens.
     """
 
+    alternatives: ClassVar = ("fraction", "num_samples", "num_tokens")
+
     fraction: float | None = None
     num_samples: int | None = None
     num_tokens: int | None = None
     unit: str = "samples"
 
     def __post_init__(self) -> None:
-        given = [name for name in ("fraction", "num_samples", "num_tokens") if getattr(self, name) is not None]
+        given = [name for name in self.alternatives if getattr(self, name) is not None]
         wanted = "give exactly one of --fraction, --num-samples, --num-tokens (budget.fraction, ...)"
         require(len(given) == 1, f"budget: found {' and '.join(given) or 'none'}; {wanted}")
         require(self.unit in ("samples", "tokens"), f"budget.unit is {self.unit!r}, wanted 'samples' or 'tokens'")

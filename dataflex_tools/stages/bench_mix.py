@@ -22,7 +22,7 @@ from dataflex_tools.methods import METHODS
 from dataflex_tools.methods.base import StaticMixer
 from dataflex_tools.ops.bootstrap import paired_bootstrap
 from dataflex_tools.stages.bench_select import RESULTS, spread
-from dataflex_tools.stages.config import EvaluateConfig, ScoreConfig, TrainConfig, build
+from dataflex_tools.stages.config import EvaluateConfig, ScoreConfig, TrainConfig, build, laid_over
 
 logger = logging.getLogger("flextools")
 
@@ -38,7 +38,7 @@ class BenchMixConfig:
     """A bench of mixers as its recipe tells it. `common`: settings of the score stage that all share; `train`: those of the
     train stage, whose `training.max_steps` is the budget of every arm.
 
-    `methods`: names, or {method: NAME, name: OTHER, settings: {...}, ...}, whose keys replace those of `common`.
+    `methods`: names, or {method: NAME, name: OTHER, settings: {...}, ...}, laid on top of `common`.
     `baseline`: the arm that the others are compared with. `evaluate`: settings of that stage; without data it is the
     held-out text (`pack.held_out`). `seeds`: trainings of each arm. Results and runs go to `out`, plans to `artifacts`.
     """
@@ -101,7 +101,9 @@ def load_bench_mix(path: Path, overrides: Sequence[str] = ()) -> BenchMix:
         raise ConfigError(f"bench: baseline {config.baseline!r} is no arm; {did_you_mean(config.baseline, scores)}")
     require("model" in config.common, "bench: common.model is missing; give the model that every arm trains")
     shared = {key: config.common[key] for key in ("model", "data", "render", "pack") if key in config.common}
-    train: TrainConfig = build("train", {"full": True, **shared, **config.train, "artifacts": ["-"], "out": config.out})
+    train: TrainConfig = build(
+        "train", {"full": True, **laid_over(shared, config.train), "artifacts": ["-"], "out": config.out}
+    )
     require(train.training.max_steps > 0, "bench: train.training.max_steps is missing: it is the budget of every arm")
     seeds = tuple(train.training.seed + place for place in range(config.seeds))
     order = [config.baseline, *(name for name in scores if name != config.baseline)]
@@ -117,7 +119,7 @@ def _arm(config: BenchMixConfig, item: str | Mapping[str, Any], root: Path) -> t
     if not name.replace("_", "").isalnum() or name in ("signals", "models", "cache"):
         raise ConfigError(f"bench: the name {name!r} cannot be a plan's folder; use letters, digits and _")
     shared = {key: value for key, value in config.common.items() if key != "proxy" or not issubclass(cls, StaticMixer)}
-    values = {**shared, **own}
+    values = laid_over(shared, own)
     return name, build("score", {**values, "out": str(root / name)})
 
 

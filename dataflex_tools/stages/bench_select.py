@@ -26,7 +26,7 @@ from dataflex_tools.data.sources import check_exists
 from dataflex_tools.methods import METHODS
 from dataflex_tools.ops.bootstrap import paired_bootstrap
 from dataflex_tools.stages import inputs
-from dataflex_tools.stages.config import EvaluateConfig, ScoreConfig, TrainConfig, build
+from dataflex_tools.stages.config import EvaluateConfig, ScoreConfig, TrainConfig, build, laid_over
 
 logger = logging.getLogger("flextools")
 
@@ -47,7 +47,7 @@ class BenchConfig:
     """A bench as its recipe tells it. `common`: settings of the score stage that all methods share; `train` and `evaluate`:
     settings of those stages.
 
-    `methods`: names, or {method: NAME, name: OTHER, settings: {...}, ...}, whose keys replace those of `common`.
+    `methods`: names, or {method: NAME, name: OTHER, settings: {...}, ...}, laid on top of `common`.
     `target_groups`: groups of the evaluation data whose loss decides. `budget`: of tokens, so that all train on equally
     many. `seeds`: trainings of each arm, with seeds from `train.training.seed` on. `match`: the length-matched control
     imitates the `first` method, or there is one for `each`. Results and runs go to `out`, plans and signals to
@@ -132,12 +132,10 @@ def build_bench(values: Mapping[str, Any]) -> Bench:
     values = dict(values)
     for key in ("methods", "target_groups"):
         values[key] = [values[key]] if isinstance(values.get(key), str) else values.get(key, [])
-    if isinstance(values.get("budget"), Mapping) and "fraction" in values["budget"]:
-        values["budget"] = {"unit": "tokens", **values["budget"]}
     config = from_mapping(BenchConfig, values, where="bench")
     shared = {key: config.common[key] for key in ("model", "data", "render") if key in config.common}
     out = {"artifacts": ["-"], "out": config.out, "budget": to_mapping(config.budget)}
-    train: TrainConfig = build("train", {**shared, **config.train, **out})
+    train: TrainConfig = build("train", {**laid_over(shared, config.train), **out})
     evaluate: EvaluateConfig = build("evaluate", {**config.evaluate, "run": config.out})
     seeds = tuple(train.training.seed + place for place in range(config.seeds))
     return Bench(config, _arms(config, seeds), train, evaluate, seeds)
@@ -168,14 +166,14 @@ def _method_arm(config: BenchConfig, item: str | Mapping[str, Any], num_seeds: i
         raise ConfigError(f"bench: the name {name!r} cannot be a plan's folder; use letters, digits and _")
     if METHODS.find(own["method"]).kind != "selector":
         raise ConfigError(f"bench: {own['method']} mixes domains; compare mixers with `flextools bench-mix`")
-    values = {**config.common, **own}
+    values = laid_over(config.common, own)
     if not METHODS.find(own["method"]).uses_target and not values.get("drop_overlap"):
         values.pop("target", None)
     return Arm(name, (build("score", {**values, "out": str(_root(config) / name)}),) * num_seeds)
 
 
 def _control(config: BenchConfig, name: str, method: str, seed: int, **own: str) -> ScoreConfig:
-    values = {**config.common, "method": method, "seed": seed, **own}
+    values = laid_over(config.common, {"method": method, "seed": seed, **own})
     if not values.get("drop_overlap"):
         values.pop("target", None)
     return build("score", {**values, "out": str(_root(config) / f"{name}-{seed}")})

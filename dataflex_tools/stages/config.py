@@ -5,7 +5,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from dataflex_tools.core.config import check_keys, from_mapping, require, to_mapping
+from dataflex_tools.core.config import check_keys, from_mapping, merged, require, to_mapping
 from dataflex_tools.core.errors import ConfigError, did_you_mean
 from dataflex_tools.core.plan import Budget
 from dataflex_tools.data.packed import PackSettings
@@ -171,6 +171,16 @@ def build(stage: str, values: Mapping[str, Any]) -> Any:
     if stage == "score":
         _check_method(config)
     return config
+
+
+def laid_over(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """A stage's `own` settings on top of those it shares with others, key by key; a model given as text is its path."""
+
+    def written_out(values: Mapping[str, Any]) -> dict[str, Any]:
+        model = values.get("model")
+        return {**values, "model": {"path": model}} if isinstance(model, str) else dict(values)
+
+    return merged(written_out(shared), written_out(own))
 
 
 def recorded(config: ScoreConfig | TrainConfig) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from dataflex_tools.core.config import apply_overrides, load_yaml
 from dataflex_tools.core.errors import ConfigError, did_you_mean
 from dataflex_tools.data.sources import check_exists
 from dataflex_tools.methods import METHODS
-from dataflex_tools.stages.config import STAGES, EvaluateConfig, ScoreConfig, TrainConfig, build
+from dataflex_tools.stages.config import STAGES, EvaluateConfig, ScoreConfig, TrainConfig, build, laid_over
 
 logger = logging.getLogger("flextools")
 
@@ -29,8 +29,9 @@ def load_steps(path: Path, overrides: Sequence[str] = ()) -> list[Step]:
     """The stages of a recipe, all checked before the first one runs.
 
     A recipe is {common: {...}, stages: {name: {stage: score|train|evaluate, ...}}}; `common` keys reach every stage that
-    has them. The manifest of a plan or a run, or an evaluation, is a recipe of one stage, into its own folder unless
-    told otherwise; `overrides` are then that stage's keys. Raises ConfigError.
+    has them, and what a stage says itself is laid on top, key by key. The manifest of a plan or a run, or an evaluation, is
+    a recipe of one stage, into its own folder unless told otherwise; `overrides` are then that stage's keys. Raises
+    ConfigError.
     """
     if (path / "manifest.json").is_file():
         path = path / "manifest.json"
@@ -110,7 +111,8 @@ def _step(path: Path, name: str, values: Any, common: Mapping[str, Any]) -> Step
     fields = STAGES[stage].__dataclass_fields__
     # evaluation data is never the training data by default
     shared = {k: v for k, v in common.items() if k in fields and not (stage == "evaluate" and k == "data")}
-    return Step(name, stage, build(stage, {**shared, **{k: v for k, v in values.items() if k != "stage"}}))
+    own = {key: value for key, value in values.items() if key != "stage"}
+    return Step(name, stage, build(stage, laid_over(shared, own)))
 
 
 def run_steps(steps: Sequence[Step]) -> list[Mapping[str, Any]]:

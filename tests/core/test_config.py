@@ -25,6 +25,21 @@ class Outer:
     maybe: Inner | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Warm:
+    """Its inner settings begin at other values than the inner class does."""
+
+    inner: Inner = field(default_factory=lambda: Inner(seed=7))
+    deep: Outer = field(default_factory=lambda: Outer(path="here", inner=Inner(rate=0.5)))
+
+
+def test_what_is_left_out_of_a_part_is_the_outer_default():
+    assert from_mapping(Warm, {"inner": {}, "deep": {}}, where="stage") == Warm()
+    value = from_mapping(Warm, {"inner": {"rate": 0.2}, "deep": {"inner": {"seed": 1}}}, where="stage")
+    assert value.inner == Inner(seed=7, rate=0.2)
+    assert value.deep == Outer(path="here", inner=Inner(seed=1, rate=0.5))
+
+
 def test_what_is_written_out_reads_back_equal():
     value = from_mapping(Outer, {"path": "x", "inner": {"rate": "2e-5"}, "many": [{"seed": 3}]}, where="stage")
     assert value.inner.rate == 2e-5
