@@ -102,6 +102,7 @@ def train(
 ) -> None:  # fmt: skip
     """Train on what an artifact picked; a killed run goes on where its last checkpoint stands."""
     from dataflex_tools.stages.config import build
+    from dataflex_tools.stages.train import with_whole_model
 
     given = {
         "artifacts": [*(artifacts or []), *(more or [])] or None, "model.path": model, "data": data, "out": out,
@@ -111,7 +112,7 @@ def train(
     values = _settings("train", config, given, set_, skip_bad)
     if "out" not in values and values.get("artifacts"):
         values["out"] = f"runs/{Path(values['artifacts'][0]).name}"
-    settings = build("train", values)
+    settings = build("train", with_whole_model(values))
     if dry_run:
         from dataflex_tools.stages.estimate import estimate_train
 
@@ -183,6 +184,12 @@ def run(
 def inspect(
     artifact: Annotated[Path, typer.Argument(help="folder of an artifact")],
     k: Annotated[int, typer.Option("-k", min=0, help="best and worst rows to show")] = 5,
+    with_text: Annotated[
+        bool, typer.Option("--with-text", help="show the rows' text: reads the data that the artifact names")
+    ] = False,
+    data: Annotated[
+        list[str] | None, typer.Option("--data", metavar="[DOMAIN=]SOURCE", help="where that data is here; repeatable")
+    ] = None,
     picture: Annotated[
         Path | None, typer.Option("--picture", metavar="FILE", help="draw a mixture's weights to a .png or .svg")
     ] = None,
@@ -197,7 +204,8 @@ def inspect(
         from dataflex_tools.report.picture import draw_mixture
 
         draw_mixture(artifact, picture)
-    text_of = None if is_mixture(artifact) else texts_of(artifact)
+    wants_text = (with_text or bool(data)) and not is_mixture(artifact)
+    text_of = texts_of(artifact, data or ()) if wants_text else None
     if as_json:
         typer.echo(json.dumps(summarise(artifact, text_of=text_of, k=k)))
     else:

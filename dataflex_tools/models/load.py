@@ -200,6 +200,11 @@ def _config(settings: ModelSettings) -> Any:
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=settings.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
+        if "trust_remote_code" in str(error):
+            raise ConfigError(
+                f"{settings.path} needs code that lies in its folder; read that code, and have it run with --set "
+                "model.trust_remote_code=true (evaluate: trust_remote_code=true)"
+            ) from None
         raise ConfigError(f"{settings.path}/config.json cannot be used: {one_line(error)}") from None
 
 

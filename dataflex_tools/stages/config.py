@@ -122,7 +122,8 @@ class TrainConfig:
 class EvaluateConfig:
     """`flextools evaluate`: loss per domain or subtask of `data` under the model of `run`; written to `run`/`name`.json.
 
-    Without `data` it is the held-out part of the text that the run was trained on.
+    Without `data` it is the held-out part of the text that the run was trained on. `trust_remote_code` runs the code in the
+    folder of the run's base model, which no run can ask for by itself.
     """
 
     run: str
@@ -130,6 +131,7 @@ class EvaluateConfig:
     name: str = "evaluation"
     render: RenderSettings | None = None
     token_budget: int | None = None
+    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         require(
@@ -200,9 +202,32 @@ def _default(item: Any) -> Any:
     return item.default if item.default is not MISSING else item.default_factory()
 
 
+_CODE = ("function", "endpoint")  # kinds of rewards
+
+
+def without_code(config: Any) -> Any:
+    """A recorded `config` without what would run code or call a server: an artifact is data, never code.
+
+    `trust_remote_code` is false, and a reward keeps its kind but not its function or endpoint. Written so, and read so:
+    these come from the user's own command line, config or project file.
+    """
+    if isinstance(config, Mapping):
+        dropped = _CODE if config.get("kind") in _CODE else ()
+        kept = {key: without_code(value) for key, value in config.items() if key not in dropped}
+        return kept | {key: False for key in ("trust_remote_code",) if key in config}
+    return [without_code(item) for item in config] if isinstance(config, list | tuple) else config
+
+
 def restored(folder: Path, config: Mapping[str, Any]) -> Any:
-    """The checked settings of the stage that made the result in `folder`, from its manifest's `config`."""
-    return build(config["stage"], {"out": str(folder), **{k: v for k, v in config.items() if k != "stage"}})
+    """The checked settings of the stage that made the result in `folder`, from its manifest's `config`.
+
+    Without what would run code (see `without_code`); a reward that is nothing without it is left out.
+    """
+    values = {key: value for key, value in without_code(config).items() if key != "stage"}
+    reward = (values.get("reward_gradient") or {}).get("reward") or {}
+    if reward.get("kind") in _CODE:
+        values["reward_gradient"] = None
+    return build(config["stage"], {"out": str(folder), **values})
 
 
 def _as_specs(value: Any, where: str) -> list[SourceSpec]:

@@ -190,7 +190,7 @@ def estimate_evaluate(config: EvaluateConfig) -> Estimate:
     from dataflex_tools.stages.evaluate import open_side, train_config
 
     with inputs.cache_folder(Path(config.run), is_dry=True) as cache:
-        train, _ = train_config(Path(config.run))
+        train, _ = train_config(Path(config.run), trust_remote_code=config.trust_remote_code)
         assert train.model is not None
         side = open_side(config, train, cache)
         num_tokens, size = int(side.tokens.num_tokens_N.sum()), num_parameters(train.model)

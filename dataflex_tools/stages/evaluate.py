@@ -4,6 +4,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from dataflex_tools.core.fingerprint import digest
 from dataflex_tools.data.sources import check_exists
 from dataflex_tools.models.settings import ModelSettings
 from dataflex_tools.stages import inputs
-from dataflex_tools.stages.config import EvaluateConfig, TrainConfig, restored
+from dataflex_tools.stages.config import EvaluateConfig, TrainConfig, restored, without_code
 
 logger = logging.getLogger("flextools")
 
@@ -34,10 +35,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     compares models with different tokenizers; macro_loss is the mean over groups, worst the group with the largest loss.
     """
     run = Path(config.run)
-    train, manifest = train_config(run)
+    train, manifest = train_config(run, trust_remote_code=config.trust_remote_code)
     assert train.model is not None
     for source in config.data:
         check_exists(source)
+    if dist.is_main():
+        logger.info("evaluating %s, trained from %s, which it names", run, train.model.path)
     check_run(run, train.model, manifest)
     side = open_side(config, train, Path(train.artifacts[0]).parent / "cache")
     address = digest(
@@ -49,7 +52,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         body = {
             "address": address,
             "data": inputs.rows_digest(side.tokens),
-            "config": {"stage": "evaluate", **to_mapping(config)},
+            "config": without_code({"stage": "evaluate", **to_mapping(config)}),
         }
         result = {**body, **_measure(run, train, side, config)}
         write_table(path.with_suffix(".parquet"), _groups_table(result), rows_per_group=2**16)
@@ -137,14 +140,16 @@ def _refuse_trained(config: EvaluateConfig, corpus: Any, train: TrainConfig, cac
         )
 
 
-def train_config(run: Path) -> tuple[TrainConfig, Mapping[str, Any]]:
+def train_config(run: Path, *, trust_remote_code: bool = False) -> tuple[TrainConfig, Mapping[str, Any]]:
     """(the settings a finished run was made with, its manifest). Raises ArtifactError if it is not finished."""
     if run.exists() and not (run / MANIFEST).exists():
         raise ArtifactError(f"{run} has no {MANIFEST}: it is no finished run; finish it with `flextools train` first")
     manifest = read_manifest(run)
     if manifest["kind"] != "run":
         raise ArtifactError(f"{run} is an artifact of kind {manifest['kind']!r}, wanted a run of `flextools train`")
-    return restored(run, manifest["config"]), manifest
+    config: TrainConfig = restored(run, manifest["config"])
+    assert config.model is not None
+    return replace(config, model=replace(config.model, trust_remote_code=trust_remote_code)), manifest
 
 
 def _measure(run: Path, train: TrainConfig, side: inputs.Side, config: EvaluateConfig) -> dict[str, Any]:
@@ -175,8 +180,6 @@ def _measure(run: Path, train: TrainConfig, side: inputs.Side, config: EvaluateC
 
 
 def _trained(run: Path, train: TrainConfig, model: ModelSettings) -> Any:
-    from dataclasses import replace
-
     from dataflex_tools.models.load import device, load_model
     from dataflex_tools.models.lora import load_adapter
 

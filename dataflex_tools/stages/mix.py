@@ -25,7 +25,7 @@ from dataflex_tools.methods.base import OnlineMixer, StaticMixer, SwarmMixer
 from dataflex_tools.models.settings import ModelSettings
 from dataflex_tools.score.held_out import deciding_rows
 from dataflex_tools.stages import inputs
-from dataflex_tools.stages.config import ScoreConfig, build_method, recorded
+from dataflex_tools.stages.config import ScoreConfig, build_method, recorded, without_code
 from dataflex_tools.stages.proxies import (
     Prepared,
     measures_held_out,
@@ -144,7 +144,8 @@ def is_done(prepared: Prepared, *, overwrite: bool) -> bool:
     found = read_manifest(out)
     if found.get("address") == prepared.address or overwrite:
         return found.get("address") == prepared.address
-    names = ", ".join(differences(found.get("config", {}), recorded(prepared.config))) or "the content of data or model"
+    differing = differences(found.get("config", {}), without_code(recorded(prepared.config)))
+    names = ", ".join(differing) or "the content of data or model"
     raise ArtifactError(
         f"{out} holds another plan ({found.get('method')}; differing: {names}); choose another --out, or give --overwrite"
     )
@@ -208,7 +209,7 @@ def _write(prepared: Prepared, mixture: Mixture, parents: list[dict[str, str]], 
             "num_documents": dict(zip(prepared.domains.names, _num_documents(text.train, prepared.domains), strict=True)),
             "facts": dict(mixture.facts),
         },
-        "config": recorded(config),
+        "config": without_code(recorded(config)),
         "licence": config.licence,
     }
     manifest = write_mixture(Path(config.out), mixture, facts=facts, overwrite=overwrite)

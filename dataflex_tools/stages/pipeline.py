@@ -11,7 +11,7 @@ from dataflex_tools.core.config import apply_overrides, load_yaml
 from dataflex_tools.core.errors import ConfigError, did_you_mean
 from dataflex_tools.data.sources import check_exists
 from dataflex_tools.methods import METHODS
-from dataflex_tools.stages.config import STAGES, EvaluateConfig, ScoreConfig, TrainConfig, build, laid_over
+from dataflex_tools.stages.config import STAGES, EvaluateConfig, ScoreConfig, TrainConfig, build, laid_over, without_code
 
 logger = logging.getLogger("flextools")
 
@@ -57,10 +57,10 @@ def load_steps(path: Path, overrides: Sequence[str] = ()) -> list[Step]:
 
 
 def _recorded_step(path: Path, config: Mapping[str, Any], overrides: Sequence[str]) -> list[Step]:
-    """The one stage a result records."""
+    """The one stage a result records; code it would run must be asked for by `overrides`."""
     stage = config["stage"]
     own = {} if stage == "evaluate" else {"out": str(path.parent)}
-    steps = [_step(path, str(stage), apply_overrides({**own, **config}, overrides), {})]
+    steps = [_step(path, str(stage), apply_overrides({**own, **without_code(config)}, overrides), {})]
     _check_inputs(path, steps)
     return steps
 

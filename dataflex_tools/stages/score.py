@@ -22,7 +22,7 @@ from dataflex_tools.core.signals import Side as SideName
 from dataflex_tools.data.sources import check_exists
 from dataflex_tools.methods import METHODS
 from dataflex_tools.stages import inputs
-from dataflex_tools.stages.config import ScoreConfig, build_method, recorded
+from dataflex_tools.stages.config import ScoreConfig, build_method, recorded, without_code
 from dataflex_tools.stages.kinds import KINDS, Context, settings_of
 from dataflex_tools.stages.signals import (
     SignalJob,
@@ -179,7 +179,7 @@ def _differing(found: Mapping[str, Any], prepared: Prepared) -> str:
         model = {key: value for key, value in config["model"].items() if key not in ("path", "revision")}
         return {**kept, "model": model, "settings": own}
 
-    now = settings(recorded(prepared.config), to_mapping(prepared.method.settings))
+    now = settings(without_code(recorded(prepared.config)), to_mapping(prepared.method.settings))
     names = differences(settings(found["config"], found["settings"]), now)
     targets = [(found["stats"].get("target") or {}).get("fingerprint")]
     contents = {
@@ -286,7 +286,7 @@ def _write(
         "tokenizer": prepared.tokenizer.info(config.render),
         "parents": parents,
         "stats": {**_stats(selection, pool), **target, "facts": dict(selection.facts)},
-        "config": recorded(config),
+        "config": without_code(recorded(config)),
         "licence": config.licence,
     }
     rows = PlanRows(pool.corpus.ids_N16, pool.corpus.group_N, pool.corpus.group_names, pool.tokens.num_tokens_N)

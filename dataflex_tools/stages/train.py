@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from dataflex_tools.artifact.plan import (
     load_plan,
 )
 from dataflex_tools.core import dist
-from dataflex_tools.core.config import differences, to_mapping
+from dataflex_tools.core.config import differences, merged, to_mapping
 from dataflex_tools.core.errors import ArtifactError, ConfigError
 from dataflex_tools.core.fingerprint import digest
 from dataflex_tools.core.plan import Budget, select_rows
@@ -31,7 +31,7 @@ from dataflex_tools.models.settings import ModelSettings
 from dataflex_tools.sampler.mixture_sampler import MixtureSampler
 from dataflex_tools.sampler.plan_sampler import PlanSampler
 from dataflex_tools.stages import inputs
-from dataflex_tools.stages.config import MixingSettings, ScoreConfig, TrainConfig, recorded, restored
+from dataflex_tools.stages.config import MixingSettings, ScoreConfig, TrainConfig, recorded, restored, without_code
 from dataflex_tools.train.settings import num_steps
 
 logger = logging.getLogger("flextools")
@@ -92,6 +92,16 @@ def open_plans(folders: Sequence[str]) -> Plans:
     )  # fmt: skip
 
 
+def with_whole_model(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of the stage in which a `model` without a path is laid on top of the first artifact's own."""
+    model, artifacts = values.get("model"), values.get("artifacts")
+    if not isinstance(model, Mapping) or "path" in model or not artifacts:
+        return dict(values)
+    first = Path(artifacts if isinstance(artifacts, str) else artifacts[0])
+    made_with = without_code(read_manifest(first).get("config") or {}).get("model") or {}
+    return {**values, "model": merged(made_with, model)}
+
+
 def resolved(config: TrainConfig, plans: Plans) -> TrainConfig:
     """The settings with everything that the first plan's own configuration answers filled in."""
     first = plans.all[0]
@@ -134,9 +144,10 @@ def prepare(config: TrainConfig, cache: Path) -> PreparedRun:
     from dataflex_tools.train.settings import check_training
 
     plans = open_plans(config.artifacts)
-    config = resolved(config, plans)
+    given, config = config, resolved(config, plans)
     assert config.model is not None
     assert config.render is not None
+    _say_what_is_named(given, config)
     _check_out(Path(config.out))
     check_training(config.training, world_size=dist.world_size())
     inputs.check_pack(config.pack, config.model)
@@ -147,9 +158,11 @@ def prepare(config: TrainConfig, cache: Path) -> PreparedRun:
         # tokens are counted below: their number depends on render.cutoff_len
         num_steps(config.training, len(select_rows(plan.score_N, plan.num_tokens_N, config.budget)))
     sha256 = model_sha256(config.model)
+    for each in plans.all:
+        _check_weights(each, config.model, sha256)
     tokenizer = inputs.Tokenizer.of(config.model)
     for each in plans.all:
-        _check_made_with(each, config.model, sha256, tokenizer, config.render)
+        _check_tokens(each, config.model, tokenizer, config.render)
     if not config.full:
         check_targets(config.model)
     side = _side(config, plans, tokenizer, cache)
@@ -173,24 +186,40 @@ def prepare(config: TrainConfig, cache: Path) -> PreparedRun:
     return PreparedRun(config, config.model, plans, side, tokenizer, rows, sampler, body)
 
 
-def _check_made_with(
-    plan: LoadedPlan | LoadedMixture, model: ModelSettings, sha256: str, tokenizer: inputs.Tokenizer, render: RenderSettings
-) -> None:
-    """Compare a plan with model and tokenizer; another model may follow it on purpose, which is said."""
-    made_with = plan.manifest["model"]
+def _say_what_is_named(given: TrainConfig, config: TrainConfig) -> None:
+    """One line for what is taken because an artifact names it."""
+    assert config.model is not None
+    named = [f"model {config.model.path}"] if given.model is None else []
+    named += [f"data {', '.join(source.path for source in config.data)}"] if not given.data else []
+    if named and dist.is_main():
+        logger.info("%s, as %s names them", " and ".join(named), config.artifacts[0])
+
+
+def _check_weights(plan: LoadedPlan | LoadedMixture, model: ModelSettings, sha256: str) -> None:
+    """Compare a selection with the model's weights; another model may follow it on purpose, which is said."""
     if isinstance(plan, LoadedMixture):
-        if plan.manifest["tokenizer"]["sha256"] != tokenizer.sha256 and dist.is_main():
-            logger.warning(
-                "%s was made with another tokenizer (%s) than that of %s: its weights are shares of other tokens",
-                plan.folder, plan.manifest["tokenizer"]["sha256"][:16], model.path,
-            )  # fmt: skip
         return
+    made_with = plan.manifest["model"]
     if model.path == plan.manifest["config"]["model"]["path"]:
         # the same name with other weights is a mistake
         check_model(plan.manifest, sha256, model.path)
     elif sha256 != made_with["sha256"] and dist.is_main():
         logger.info("training %s on what was picked with %s", model.path, made_with["name"])
-    check_tokenizer(plan.manifest, tokenizer.sha256, render.template)
+
+
+def _check_tokens(
+    plan: LoadedPlan | LoadedMixture, model: ModelSettings, tokenizer: inputs.Tokenizer, render: RenderSettings
+) -> None:
+    """Compare a plan with the tokenizer; a mixture may be followed with another one, which is said."""
+    if isinstance(plan, LoadedPlan):
+        check_tokenizer(plan.manifest, tokenizer.sha256, render.template)
+    elif (made_with := plan.manifest["tokenizer"]["sha256"]) != tokenizer.sha256 and dist.is_main():
+        logger.warning(
+            "%s was made with another tokenizer (%s) than that of %s: its weights are shares of other tokens",
+            plan.folder,
+            made_with[:16],
+            model.path,
+        )
 
 
 def _side(config: TrainConfig, plans: Plans, tokenizer: inputs.Tokenizer, cache: Path) -> inputs.Side:
@@ -326,7 +355,7 @@ def _write_manifest(prepared: PreparedRun, out: Path, num_steps: int) -> None:
             "tokenizer": prepared.body["tokenizer"],
             "parents": [{"path": str(plan.folder), "digest": plan.manifest["digest"]} for plan in prepared.plans.all],
             "files": [file_entry(out, name) for name in names],
-            "config": prepared.body["config"],
+            "config": without_code(prepared.body["config"]),
             **({"data": prepared.body["data"]} if "data" in prepared.body else {}),
             "stats": {
                 "selected_rows": len(prepared.rows),
