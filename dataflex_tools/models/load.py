@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,8 +18,9 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers.pytorch_utils import Conv1D
 
-from dataflex_tools.core.errors import ConfigError, did_you_mean, near_path, one_line
+from dataflex_tools.core.errors import ConfigError, near_path, one_line
 from dataflex_tools.core.fingerprint import digest, file_sha256
 from dataflex_tools.models.lora import seeded
 from dataflex_tools.models.settings import LoraSettings, ModelSettings
@@ -29,6 +31,8 @@ logger = logging.getLogger("flextools")
 _FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json",
                     "sentencepiece.bpe.model")  # fmt: skip
+_ADAPTED = (torch.nn.Linear, Conv1D, torch.nn.Embedding)  # layers that an adapter can be put on
+_SPARE_POSITIONS = 8  # OPT's table of positions has two more than the model has positions
 _OTHER_FORMATS = ("original/*", "onnx/*", "openvino/*", "coreml/*")
 
 
@@ -155,8 +159,8 @@ def check_model(settings: ModelSettings) -> None:
     if not settings.random_weights:
         _weight_files(settings, folder)
     head = model.get_output_embeddings()
-    linear = [(name, module) for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
-    _check_targets(settings.lora, [name for name, module in linear if module is not head])
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, _ADAPTED)]
+    _check_targets(settings.lora, [name for name, module in layers if module is not head])
 
 
 def empty_model(settings: ModelSettings) -> Any:
@@ -186,11 +190,17 @@ def _check_targets(lora: LoraSettings, names: list[str]) -> None:
         except re.error as error:
             raise ConfigError(f"lora.target_modules {targets!r} is no regular expression: {error}") from None
         if targets != "all-linear" and not any(pattern.fullmatch(name) for name in names):
-            raise ConfigError(f"lora.target_modules {targets!r} matches no layer; {did_you_mean(targets, leaves)}")
+            raise ConfigError(f"lora.target_modules {targets!r} matches no layer; {_layer_hint(targets, leaves)}")
         return
     for target in targets:
         if not any(name == target or name.endswith("." + target) for name in names):
-            raise ConfigError(f"lora.target_modules: no layer is called {target!r}; {did_you_mean(target, leaves)}")
+            raise ConfigError(f"lora.target_modules: no layer is called {target!r}; {_layer_hint(target, leaves)}")
+
+
+def _layer_hint(name: str, leaves: set[str]) -> str:
+    near = get_close_matches(name, leaves, n=1, cutoff=0.75)
+    guess = f"did you mean {near[0]!r}? " if near else ""
+    return f"{guess}Set model.lora.target_modules to all-linear, or to some of {', '.join(sorted(leaves))}"
 
 
 def _config(settings: ModelSettings) -> Any:
@@ -249,6 +259,14 @@ def max_positions(settings: ModelSettings) -> int | None:
     """Tokens the model has positions for, from its configuration; None where that says nothing."""
     found = getattr(_config(settings).get_text_config(), "max_position_embeddings", None)
     return int(found) if found else None
+
+
+def has_learned_positions(settings: ModelSettings) -> bool:
+    """Whether the model looks positions up in a table, which ends: rotary and relative ones only get worse beyond."""
+    most, model = max_positions(settings), empty_model(settings)
+    words = model.get_input_embeddings()
+    tables = [m for m in model.modules() if isinstance(m, torch.nn.Embedding) and m is not words]
+    return most is not None and any(0 <= table.num_embeddings - most < _SPARE_POSITIONS for table in tables)
 
 
 def hidden_size(settings: ModelSettings) -> int:

@@ -20,18 +20,19 @@ from dataflex_tools.core.config import require
 from dataflex_tools.core.errors import ArtifactError
 from dataflex_tools.ops.adam import AdamScaling, Moments
 from dataflex_tools.ops.sketch import make_projection
-from dataflex_tools.score.capture import PerSampleGradients
+from dataflex_tools.score.capture import NotBatchedError, PerSampleGradients
 from dataflex_tools.score.engine import Columns
-from dataflex_tools.score.losses import per_sample_loss
+from dataflex_tools.score.losses import num_labels, per_sample_loss
 from dataflex_tools.score.settings import GradientSettings
 
 # B samples of a batch, P parameters of one weight, D projected dims
 
+LossOf = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 _CPU_TOKENS, _GPU_TOKENS = 2048, 16384  # larger batches are slower on a CPU (page faults, measured)
 
 
 class ProjectedGradients:
-    """Gradients of the trainable linear weights of `model`, Adam-scaled and projected layer by layer as they appear.
+    """Gradients of the trainable parameters of `model`, Adam-scaled and projected one by one as they appear.
 
     Raises ConfigError if `moments` are missing or without effect, ArtifactError if they are of other parameters.
     """
@@ -67,23 +68,43 @@ class ProjectedGradients:
         """Padded tokens of a batch at most."""
         return self._settings.token_budget or (_CPU_TOKENS if self.device.type == "cpu" else _GPU_TOKENS)
 
-    def rows(
-        self, batch: dict[str, torch.Tensor], loss_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-    ) -> torch.Tensor:
+    def rows(self, batch: dict[str, torch.Tensor], loss_of: LossOf) -> torch.Tensor:
         """(B, D) float32, not scaled to unit length; the model is in eval mode meanwhile.
 
         `loss_of(sum_B, num_B)` makes each sample's loss, (B,), of its summed token losses and number of labels.
         """
         num_samples, was_training = len(batch["input_ids"]), self._model.training
-        self._out_BD = torch.zeros(num_samples, self.dim, device=self.device)
+        out_BD = torch.zeros(num_samples, self.dim, device=self.device)
         self._model.eval()
         try:
-            with self._capture.attached(num_samples) as backward:
-                backward(loss_of(*per_sample_loss(self._model, batch)).sum())
+            if self._capture.is_batched:
+                try:
+                    self._batched(batch, loss_of, out_BD)
+                except NotBatchedError:
+                    self._capture.go_one_by_one()
+                    out_BD.zero_()
+            if not self._capture.is_batched:
+                self._one_by_one(batch, loss_of, out_BD)
         finally:
             self._model.train(was_training)
-        out_BD, self._out_BD = self._out_BD, torch.empty(0)
+            self._out_BD = torch.empty(0)
         return out_BD
+
+    def _batched(self, batch: dict[str, torch.Tensor], loss_of: LossOf, out_BD: torch.Tensor) -> None:
+        self._out_BD = out_BD
+        with self._capture.attached(len(out_BD)) as backward:
+            backward(loss_of(*per_sample_loss(self._model, batch)))
+
+    def _one_by_one(self, batch: dict[str, torch.Tensor], loss_of: LossOf, out_BD: torch.Tensor) -> None:
+        """Each sample alone; the others' losses are 0 meanwhile, since `loss_of` may weigh them by their place."""
+        num_B = num_labels(batch["labels"]).to(out_BD.device)
+        for sample in range(len(out_BD)):
+            one = {name: value[sample : sample + 1] for name, value in batch.items()}
+            sum_1, _ = per_sample_loss(self._model, one)
+            index = torch.tensor([sample], device=sum_1.device)
+            sum_B = torch.zeros(len(out_BD), device=sum_1.device).index_copy(0, index, sum_1)
+            self._out_BD = out_BD[sample : sample + 1]
+            self._capture.of_one(loss_of(sum_B, num_B)[sample])
 
     def stored(self, out_BD: torch.Tensor) -> Columns:
         """value: (B, D) unit rows in the storage type (a zero gradient stays zero); norm: (B,) float32."""
@@ -100,7 +121,7 @@ class ProjectedGradients:
 
 
 class GradientSignal:
-    """Measures loss gradients of the trainable linear weights of `model`.
+    """Measures loss gradients of the trainable parameters of `model`.
 
     The loss is each sample's own mean over its label positions, never divided by a batch size: Adam's direction is not
     scale invariant. Raises what ProjectedGradients raises.
@@ -136,6 +157,15 @@ class GradientSignal:
         """value: (B, D) unit rows in the storage type (a zero gradient stays zero); norm: (B,) float32."""
         out_BD = self._gradients.rows(batch, lambda sum_B, num_B: sum_B / num_B.clamp(min=1))
         return self._gradients.stored(out_BD)
+
+
+def require_used(model: nn.Module, batch: dict[str, torch.Tensor]) -> None:
+    """Raise ConfigError if a trainable layer has no part in the loss of the one sample of `batch`."""
+    was_training = model.training
+    model.eval()
+    loss_1, _ = per_sample_loss(model, batch)
+    PerSampleGradients(model, lambda name, grad_BP: None).of_one(loss_1[0])
+    model.train(was_training)
 
 
 def _scalings(

@@ -37,13 +37,18 @@ def per_sample_loss(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> t
     return flat.view(labels_BT.shape).sum(1), num_B.to(device)
 
 
+def num_labels(labels_BT: torch.Tensor) -> torch.Tensor:
+    """Label positions of each sample after the shift, (B,) int64."""
+    return (labels_BT[:, 1:] != IGNORED).sum(1)
+
+
 def _label_positions(labels_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(label_S, flat position_S that predicts it, num_labels_B), sample by sample, each in token order."""
     target_BT = torch.full_like(labels_BT, IGNORED)
     target_BT[:, :-1] = labels_BT[:, 1:]
     # found where the labels are: no transfer from the device just to learn how many there are
     index_S = (target_BT != IGNORED).flatten().nonzero().flatten()
-    return target_BT.flatten()[index_S], index_S, (target_BT != IGNORED).sum(1)
+    return target_BT.flatten()[index_S], index_S, num_labels(labels_BT)
 
 
 @contextmanager

@@ -110,7 +110,7 @@ def open_side(config: EvaluateConfig, train: TrainConfig, cache: Path) -> inputs
         side = inputs.pack_all(corpus, tokenizer, train.pack, cache)
     else:
         side = inputs.tokenize(inputs.read_corpus(config.data, cache, group="domain"), tokenizer, render, cache)
-    inputs.check_vocabulary(side, tokenizer, train.model)
+    inputs.check_fits(side, tokenizer, train.model)
     return side
 
 

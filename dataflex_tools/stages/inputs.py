@@ -21,7 +21,13 @@ from dataflex_tools.data.corpus import Corpus, open_corpus
 from dataflex_tools.data.packed import Blocks, PackSettings, pack_corpus
 from dataflex_tools.data.sources import SourceSpec
 from dataflex_tools.data.tokenized import RenderSettings, tokenize_corpus
-from dataflex_tools.models.load import empty_model, load_tokenizer, max_positions, tokenizer_sha256
+from dataflex_tools.models.load import (
+    empty_model,
+    has_learned_positions,
+    load_tokenizer,
+    max_positions,
+    tokenizer_sha256,
+)
 from dataflex_tools.models.settings import ModelSettings
 from dataflex_tools.sampler.mixture_sampler import MixtureSampler
 from dataflex_tools.score.held_out import reporting_rows
@@ -235,7 +241,13 @@ def tokenize(corpus: Corpus, tokenizer: Tokenizer, render: RenderSettings, cache
     return Side(corpus, tokenize_corpus(corpus, tokenizer.value, render, cache, tokenizer_sha256=tokenizer.sha256))
 
 
-def check_vocabulary(side: Side, tokenizer: Tokenizer, model: ModelSettings) -> None:
+def check_fits(side: Side, tokenizer: Tokenizer, model: ModelSettings) -> None:
+    """Raise ConfigError if the model cannot read the rows: a token without an embedding, or a row beyond its positions."""
+    _check_vocabulary(side, tokenizer, model)
+    check_positions(side, model)
+
+
+def _check_vocabulary(side: Side, tokenizer: Tokenizer, model: ModelSettings) -> None:
     """Raise ConfigError if a token of the data has no embedding in the model: the tokenizer belongs to another one."""
     num_embeddings = empty_model(model).get_input_embeddings().num_embeddings
     if len(tokenizer.value) <= num_embeddings:
@@ -245,6 +257,36 @@ def check_vocabulary(side: Side, tokenizer: Tokenizer, model: ModelSettings) -> 
         raise ConfigError(
             f"the data has token {largest} ({tokenizer.value.convert_ids_to_tokens(largest)!r}), {model.path} has "
             f"embeddings for {num_embeddings} tokens; use the model's own tokenizer, or resize its embeddings"
+        )
+
+
+def check_positions(side: Side, model: ModelSettings, *, num_new: int = 0) -> None:
+    """Compare the longest row, or prompt with `num_new` tokens behind it, with the positions the model has.
+
+    Raises ConfigError where positions are looked up in a table, and warns where they are computed.
+    """
+    most = max_positions(model)
+    num_tokens_N = np.asarray(side.tokens.num_tokens_N)
+    if num_new:
+        num_tokens_N = num_tokens_N - np.asarray(side.tokens.num_labels_N) + num_new
+    if most is None or not len(num_tokens_N) or (longest := int(num_tokens_N.max())) <= most:
+        return
+    what = f"{side.corpus.place(int(num_tokens_N.argmax()))} has {longest:,} tokens"
+    if num_new:
+        what = f"a prompt with generation.max_new_tokens={num_new} comes to {longest:,} tokens"
+    if has_learned_positions(model):
+        lower = "generation.max_new_tokens or render.cutoff_len" if num_new else f"render.cutoff_len to at most {most}"
+        raise ConfigError(f"{what}, {model.path} has positions for {most:,}; set {lower}")
+    if dist.is_main():
+        num_long = int((num_tokens_N > most).sum())
+        logger.warning(
+            "%s, %s was made for %s: %s of %s rows are longer; render.cutoff_len=%d cuts them",
+            what,
+            model.path,
+            f"{most:,}",
+            f"{num_long:,}",
+            f"{len(num_tokens_N):,}",
+            most,
         )
 
 

@@ -53,7 +53,7 @@ def prepare(config: ScoreConfig, cache: Path, *, overwrite: bool = False) -> Pre
     tokenizer = inputs.Tokenizer.of(config.model)
     text = inputs.read_text(config.data, tokenizer, config.render, config.pack, cache)
     if not isinstance(method, StaticMixer):
-        inputs.check_vocabulary(text.side, tokenizer, config.model)
+        inputs.check_fits(text.side, tokenizer, config.model)
     tokens = text.train
     num_rows_K = np.bincount(tokens.group_N, minlength=len(tokens.group_names))
     num_tokens_K = np.bincount(tokens.group_N, weights=tokens.num_tokens_N, minlength=len(num_rows_K)).astype(np.int64)
@@ -78,7 +78,7 @@ def _check_reference(reference: ModelSettings, tokenizer: inputs.Tokenizer, text
             f"proxy.reference_model {reference.path} has tokenizer {theirs.sha256[:16]}, {config.model.path} has "
             f"{tokenizer.sha256[:16]}: losses of other tokens do not compare; give models with the same tokenizer"
         )
-    inputs.check_vocabulary(text.side, theirs, reference)
+    inputs.check_fits(text.side, theirs, reference)
 
 
 def check_settings(config: ScoreConfig, method: Any) -> None:

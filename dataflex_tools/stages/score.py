@@ -33,7 +33,7 @@ from dataflex_tools.stages.signals import (
     row_bytes,
     run_jobs,
 )
-from dataflex_tools.stages.warmup import Warmup, find_warmup, make_warmup, warmup_spec
+from dataflex_tools.stages.warmup import Warmup, check_rates, find_warmup, make_warmup, rows_of, warmup_spec
 
 logger = logging.getLogger("flextools")
 
@@ -78,8 +78,14 @@ class Prepared:
              "pool": self.pool.corpus.fingerprint, "target": target, "signals": base, "warmup": self.warmup_spec,
              "model": self.model_info["sha256"], "dtype": self.config.model.dtype,
              "render": self.pool.tokens.render_digest,
-             "reference": self.reference.manifest["digest"] if self.reference else None}
+             "reference": self.reference.manifest["digest"] if self.reference else None, **self._rates()}
         )  # fmt: skip
+
+    def _rates(self) -> dict[str, str]:
+        """Named where an earlier version weighed the warm-up's checkpoints otherwise: by the rates after the steps."""
+        training = self.config.warmup.training
+        is_flat = training.lr_scheduler_type == "constant" or training.num_train_epochs == 1
+        return {} if self.warmup_spec is None or is_flat else {"rates": "taken"}
 
     def jobs(
         self, warmup: Warmup | None, chosen: Mapping[tuple[str, SideName], np.ndarray] | None = None
@@ -117,10 +123,14 @@ def prepare(config: ScoreConfig, cache: Path, *, overwrite: bool = False) -> Pre
         answers = inputs.tokenize(corpus, tokenizer, replace(config.render, answer_only=True), cache)
     if method.needs():
         for side in (pool, *([target] if target else [])):
-            inputs.check_vocabulary(side, tokenizer, config.model)
+            inputs.check_fits(side, tokenizer, config.model)
+    if target is not None and config.reward_gradient is not None:
+        drawn = config.reward_gradient.generation.max_new_tokens
+        inputs.check_positions(target, config.model, num_new=drawn)
     spec = warmup = folder = None
     if needs_warmup:
         spec = warmup_spec(config.model, model_info["sha256"], pool.tokens.render_digest, config.warmup)
+        check_rates(config.warmup, len(rows_of(pool, config.warmup)))
         warmup, folder = find_warmup(root, spec, pool, config.warmup)
     return Prepared(
         config, method, root, tokenizer, pool, target, model_info, spec, warmup, folder, reference, answers, cache
@@ -188,7 +198,8 @@ def _differing(found: Mapping[str, Any], prepared: Prepared) -> str:
         "the model's weights": found["model"]["sha256"] == prepared.model_info["sha256"],
     }
     names += [name for name, is_equal in contents.items() if not is_equal]
-    return f"differing: {', '.join(names) or 'tokenizer, subtasks or reference'}"
+    unnamed = "tokenizer, subtasks, reference, or an earlier version's weights of the warm-up's checkpoints"
+    return f"differing: {', '.join(names) or unnamed}"
 
 
 def score(config: ScoreConfig, *, overwrite: bool = False) -> dict[str, Any]:

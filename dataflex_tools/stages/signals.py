@@ -104,12 +104,11 @@ def row_bytes(schema: pa.Schema) -> int:
 
 
 def check_measurable(model: ModelSettings) -> None:
-    """Raise ConfigError, without reading a weight, if the adapter has no per-sample gradients (DoRA, embeddings)."""
+    """Raise ConfigError, without reading a weight, if no adapter can be put on the model."""
     from dataflex_tools.models.load import empty_model
     from dataflex_tools.models.lora import add_lora
-    from dataflex_tools.score.capture import PerSampleGradients
 
-    PerSampleGradients(add_lora(empty_model(model), model.lora, seed=0), lambda name, grad_BP: None)
+    add_lora(empty_model(model), model.lora, seed=0)
 
 
 def check_space(root: Path, num_bytes: int) -> None:

@@ -166,7 +166,7 @@ def prepare(config: TrainConfig, cache: Path) -> PreparedRun:
     if not config.full:
         check_targets(config.model)
     side = _side(config, plans, tokenizer, cache)
-    inputs.check_vocabulary(side, tokenizer, config.model)
+    inputs.check_fits(side, tokenizer, config.model)
     rows = side.tokens.rows_with_labels()
     if plan is not None and config.budget is not None:
         rows = select_rows(plan.score_N, side.tokens.num_tokens_N, config.budget)

@@ -14,11 +14,12 @@ import pyarrow.parquet as pq
 from dataflex_tools.artifact.files import remove_leftovers
 from dataflex_tools.artifact.manifest import MANIFEST, check_file, file_entry, read_manifest, write_manifest
 from dataflex_tools.core import dist
-from dataflex_tools.core.config import to_mapping
+from dataflex_tools.core.config import from_mapping, to_mapping
+from dataflex_tools.core.errors import ConfigError
 from dataflex_tools.core.fingerprint import digest, file_sha256
 from dataflex_tools.models.settings import ModelSettings
 from dataflex_tools.stages.inputs import Side
-from dataflex_tools.train.settings import WarmupSettings
+from dataflex_tools.train.settings import TrainingSettings, WarmupSettings
 
 logger = logging.getLogger("flextools")
 
@@ -38,7 +39,15 @@ class Warmup:
     @property
     def weight_C(self) -> np.ndarray:
         """Share of each epoch's mean learning rate."""
-        mean_lr_C = np.array([item["mean_learning_rate"] for item in self.manifest["stats"]["checkpoints"]])
+        stats = self.manifest["stats"]
+        mean_lr_C = np.array([item["mean_learning_rate"] for item in stats["checkpoints"]])
+        if stats.get("rates") != "taken":  # an earlier version stored the rates after the steps
+            from dataflex_tools.train.warmup import epoch_ends, mean_rates, scheduled_rates
+
+            written = self.manifest["settings"]["warmup"]["training"]
+            training = from_mapping(TrainingSettings, written, where=f"{self.folder}: warmup.training")
+            rate_S = scheduled_rates(training, stats["samples"])
+            mean_lr_C = np.array(mean_rates(rate_S, epoch_ends(training, stats["samples"])))
         return np.asarray(mean_lr_C / mean_lr_C.sum())
 
     def parent(self, root: Path) -> dict[str, str]:
@@ -59,6 +68,18 @@ def rows_of(side: Side, settings: WarmupSettings) -> np.ndarray:
     rows = warmup_rows(side.tokens.ids_N16, labelled, fraction=settings.fraction, seed=seed)
     num_steps(settings.training, len(rows), where="warmup.training")
     return rows
+
+
+def check_rates(settings: WarmupSettings, num_rows: int) -> None:
+    """Raise ConfigError if no step of the warm-up has a learning rate above 0: no checkpoint would weigh anything."""
+    from dataflex_tools.train.warmup import scheduled_rates
+
+    rate_S = scheduled_rates(settings.training, num_rows)
+    if not (rate_S > 0).any():
+        raise ConfigError(
+            f"warmup.training.warmup_ratio {settings.training.warmup_ratio} takes up all {len(rate_S)} steps of the "
+            f"warm-up, and it starts at learning rate 0; set warmup.training.warmup_ratio=0, or raise warmup.fraction"
+        )
 
 
 def warmup_spec(model: ModelSettings, model_sha256: str, render_digest: str, settings: WarmupSettings) -> dict[str, Any]:
@@ -132,6 +153,7 @@ def make_warmup(folder: Path, spec: Mapping[str, Any], side: Side, model: ModelS
                 "files": [file_entry(folder, path) for path in paths],
                 "stats": {
                     "samples": len(rows),
+                    "rates": "taken",
                     "checkpoints": [
                         {"path": str(Path(path).relative_to(folder)), "mean_learning_rate": mean_lr}
                         for path, mean_lr in checkpoints

@@ -12,21 +12,27 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, get_scheduler
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from dataflex_tools.artifact.files import write_bytes
 from dataflex_tools.core.config import to_mapping
+from dataflex_tools.core.errors import ConfigError
 from dataflex_tools.models.settings import ModelSettings
 from dataflex_tools.sampler.plan_sampler import PlanSampler
+from dataflex_tools.score.batches import pad_batch
+from dataflex_tools.score.gradient import require_used
 from dataflex_tools.train.journal import Journal
 from dataflex_tools.train.moments import adam_moments, save_moments
 from dataflex_tools.train.run import FitOptions, build_trainer, forget_engine, resume, save_model, write_ledger
-from dataflex_tools.train.settings import TrainingSettings, WarmupSettings, num_steps, steps_until
+from dataflex_tools.train.settings import TrainingSettings, WarmupSettings, num_steps, steps_until, training_arguments
 from dataflex_tools.train.trainer import PlanTrainer
 
 if TYPE_CHECKING:
@@ -60,8 +66,29 @@ def epoch_ends(settings: TrainingSettings, num_rows: int) -> list[int]:
 
 
 def mean_rates(rate_S: np.ndarray, ends: list[int]) -> list[float]:
-    """Mean learning rate of each epoch; `rate_S`: the rate after steps 1, 2, ...; `ends`: the epochs' last steps."""
+    """Mean learning rate of each epoch; `rate_S`: what steps 1, 2, ... were taken with; `ends`: the epochs' last steps."""
     return [float(np.mean(rate_S[first:last])) for first, last in zip([0, *ends], ends, strict=False)]
+
+
+def scheduled_rates(settings: TrainingSettings, num_rows: int) -> np.ndarray:
+    """The learning rate that the settings' schedule gives each step, (S,); a linear one has not yet fallen to 0."""
+    alone = replace(settings, deepspeed=None, fsdp=False, fsdp_config=None)
+    arguments = training_arguments(alone, Path("unused"), num_rows=num_rows, world_size=1)
+    total = arguments.max_steps
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=settings.learning_rate)
+    schedule = get_scheduler(
+        arguments.lr_scheduler_type,
+        optimizer,
+        num_warmup_steps=arguments.get_warmup_steps(total),
+        num_training_steps=total,
+        scheduler_specific_kwargs=arguments.lr_scheduler_kwargs or {},
+    )
+    rate_S = np.empty(total)
+    for step in range(total):
+        rate_S[step] = optimizer.param_groups[0]["lr"]
+        optimizer.step()
+        schedule.step()
+    return rate_S
 
 
 def warm_up(
@@ -77,7 +104,10 @@ def warm_up(
         from dataflex_tools.models.load import load_model
         from dataflex_tools.models.lora import add_lora
 
-        return add_lora(load_model(model_settings), model_settings.lora, seed=settings.training.seed)
+        adapted = add_lora(load_model(model_settings), model_settings.lora, seed=settings.training.seed)
+        if not is_deepspeed_zero3_enabled():  # its weights are sharded until the trainer gathers them
+            require_used(adapted, pad_batch(tokens, rows[:1]))
+        return adapted
 
     return warm_up_model(model, tokens, rows, settings, folder, made_from={"model": to_mapping(model_settings)})
 
@@ -99,12 +129,15 @@ def warm_up_model(
     options = FitOptions(made_from=made_from)
     try:
         trainer = build_trainer(model, tokens, sampler, settings.training, work, options=options)
-        keeper = _KeepEpochs(trainer, folder, ends, Journal(work / "journal" / "rates.bin", _RATE))
+        keeper = _KeepEpochs(trainer, folder, ends, Journal(work / "journal" / "taken.bin", _RATE))
         trainer.add_callback(keeper)
         resume(trainer)
         if trainer.is_world_process_zero():
             write_ledger(trainer, tokens, folder / "ledger.parquet")
-            _write_done(folder, ends, mean_rates(keeper.rates.read()["rate"], ends))
+            rate_S = keeper.rates.read()["rate"]
+            if len(rate_S) != ends[-1]:
+                raise ConfigError(f"{folder} was begun by an earlier version of flextools; remove it and start again")
+            _write_done(folder, ends, mean_rates(rate_S, ends))
         trainer.accelerator.wait_for_everyone()
     finally:
         forget_engine()
@@ -112,19 +145,23 @@ def warm_up_model(
 
 
 class _KeepEpochs(TrainerCallback):
-    """Notes the learning rate after each step; at the end of an epoch keeps adapter and moments, and a checkpoint."""
+    """Notes each step's learning rate; at the end of an epoch keeps adapter and moments, and a checkpoint."""
 
     def __init__(self, trainer: PlanTrainer, folder: Path, ends: list[int], rates: Journal) -> None:
         self._trainer, self._folder, self._ends, self.rates = trainer, folder, ends, rates
+        self._rate = 0.0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             self.rates.cut(state.global_step)
 
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._rate = kwargs["optimizer"].param_groups[0]["lr"]
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         step, optimizer = state.global_step, kwargs["optimizer"]
         if state.is_world_process_zero:
-            self.rates.append(np.array([(step, optimizer.param_groups[0]["lr"])], dtype=_RATE))
+            self.rates.append(np.array([(step, self._rate)], dtype=_RATE))
         if step not in self._ends:
             return
         control.should_save = control.should_log = True

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
 from dataflex_tools.models.lora import add_lora, seeded
 from dataflex_tools.models.settings import LoraSettings
@@ -100,3 +100,48 @@ def gradients_one_by_one(model, tokens, rows):
         for name, value in zip(found, values, strict=True):
             found[name].append(value.flatten())
     return {name: torch.stack(values) for name, values in found.items()}
+
+
+_SMALL = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+}
+_DEEPSEEK = {
+    "n_routed_experts": 4,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "moe_intermediate_size": 24,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "num_key_value_heads": 4,
+}
+# what each type changes: experts in fused weights, layers that see positions in a row, weights the other way round
+TYPES = {
+    "mixtral": {"num_local_experts": 4},
+    "qwen2_moe": {"num_experts": 4, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 40},
+    "qwen3_moe": {"num_experts": 4, "moe_intermediate_size": 24, "head_dim": 8},
+    "olmoe": {"num_experts": 4},
+    "deepseek_v3": _DEEPSEEK,
+    "gpt_oss": {"num_local_experts": 4, "head_dim": 8},
+    "gpt2": {},
+    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
+}
+
+
+def tiny_of_type(kind):
+    """A tiny model of one of TYPES with random weights and two experts a token where there are experts."""
+    changes = {"num_experts_per_tok": 2, **TYPES[kind]} if "moe" in kind or "experts" in str(TYPES[kind]) else TYPES[kind]
+    with seeded(0):
+        config = AutoConfig.for_model(kind, **{**_SMALL, **changes})
+        return AutoModelForCausalLM.from_config(config).eval()

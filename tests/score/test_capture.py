@@ -5,10 +5,8 @@ import torch
 from torch import nn
 
 from dataflex_tools.core.errors import ConfigError
-from dataflex_tools.models.lora import add_lora
-from dataflex_tools.models.settings import LoraSettings
 from dataflex_tools.score.batches import pad_batch
-from dataflex_tools.score.capture import PerSampleGradients
+from dataflex_tools.score.capture import NotBatchedError, PerSampleGradients
 from dataflex_tools.score.losses import per_sample_loss
 from tests.score.builders import FakeTokens, gradients_one_by_one, tiny_base, tiny_model, trainable
 
@@ -22,7 +20,7 @@ def captured(model, batch):
     capture = PerSampleGradients(model, lambda name, grad: found.setdefault(name, []).append(grad.clone()))
     with capture.attached(len(batch["labels"])) as backward:
         sum_B, num_B = per_sample_loss(model, batch)
-        backward((sum_B / num_B.clamp(min=1)).sum())
+        backward(sum_B / num_B.clamp(min=1))
     assert all(len(grads) == 1 for grads in found.values())
     assert set(found) == set(capture.names) == set(trainable(model))
     return {name: found[name][0] for name in capture.names}
@@ -86,42 +84,81 @@ def test_layer_a_batch_does_not_use_has_a_zero_gradient():
     assert all(not grad.any() and grad.shape == (2, trainable(model)[name].numel()) for name, grad in found.items())
 
 
-def test_dora_is_refused():
-    model = add_lora(tiny_base(), LoraSettings(r=2, use_dora=True), seed=0)
-    with pytest.raises(ConfigError, match=r"DoRA.*lora\.use_dora"):
-        PerSampleGradients(model, print)
-
-
-def test_what_is_not_a_linear_weight_is_refused_by_name():
-    model = tiny_model()
-    norm = next(name for name, _ in model.named_parameters() if name.endswith("norm.weight"))
-    model.get_parameter(norm).requires_grad_(True)
-    with pytest.raises(ConfigError, match=r"norm\.weight of Qwen2RMSNorm"):
-        PerSampleGradients(model, print)
-
-
-def test_tied_trainable_head_is_refused_as_shared():
-    model = tiny_base(tie=True)
-    model.requires_grad_(False)
-    model.get_input_embeddings().weight.requires_grad_(True)
-    with pytest.raises(ConfigError, match="shared"):
-        PerSampleGradients(model, print)
-
-
 def test_nothing_trainable_is_refused():
     with pytest.raises(ConfigError, match="no trainable parameter"):
         PerSampleGradients(tiny_base().requires_grad_(False), print)
 
 
-def test_layer_used_twice_is_refused():
-    layer = nn.Linear(3, 3, bias=False)
-    capture = PerSampleGradients(layer, lambda *_: None)
-    with capture.attached(2) as backward, pytest.raises(ConfigError, match="more than once"):
-        backward(layer(layer(torch.ones(2, 4, 3))).sum())
+def tapped(model, batch_BTI):
+    """The gradients of a toy model's outputs, summed over a sample, through the batched way."""
+    found = {}
+    capture = PerSampleGradients(model, lambda name, grad: found.__setitem__(name, grad.clone()))
+    with capture.attached(len(batch_BTI)) as backward:
+        backward(model(batch_BTI).square().flatten(1).sum(1))
+    return found
 
 
-def test_inputs_that_mix_samples_are_refused():
+def test_layer_used_twice_is_not_batched():
     layer = nn.Linear(3, 3, bias=False)
-    capture = PerSampleGradients(layer, lambda *_: None)
-    with capture.attached(2), pytest.raises(ConfigError, match=r"\(8, 3\)"):
-        layer(torch.ones(8, 3))
+    with pytest.raises(NotBatchedError):
+        tapped(nn.Sequential(layer, layer), torch.randn(2, 4, 3))
+
+
+class Functional(nn.Module):
+    """Uses its layer's weight, not its layer; with `also`, the layer as well."""
+
+    def __init__(self, *, also: bool) -> None:
+        super().__init__()
+        self.layer, self.other, self.also = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False), also
+
+    def forward(self, x):
+        out = nn.functional.linear(self.other(x), self.layer.weight)
+        return out + self.layer(x) if self.also else out
+
+
+@pytest.mark.parametrize("also", [False, True])
+def test_a_weight_that_is_used_behind_its_layers_back_is_not_batched(also):
+    with pytest.raises(NotBatchedError):
+        tapped(Functional(also=also), torch.randn(3, 4, 3))
+
+
+class Flattening(nn.Module):
+    """Sees all positions of a batch in a row, as OPT's and Qwen2-MoE's feed-forward layers do."""
+
+    def __init__(self, *, is_sample_first: bool) -> None:
+        super().__init__()
+        self.layer, self.is_sample_first = nn.Linear(3, 3, bias=False), is_sample_first
+
+    def forward(self, x_BTI):
+        x = x_BTI if self.is_sample_first else x_BTI.transpose(0, 1)
+        out = self.layer(x.reshape(-1, 3)).view(x.shape)
+        return out if self.is_sample_first else out.transpose(0, 1)
+
+
+def test_positions_in_a_row_are_told_apart_by_sample():
+    torch.manual_seed(0)
+    model, batch = Flattening(is_sample_first=True), torch.randn(3, 4, 3)
+    found = tapped(model, batch)["layer.weight"]
+    for sample in range(3):
+        loss = model(batch[sample : sample + 1]).square().sum()
+        (wanted,) = torch.autograd.grad(loss, [model.layer.weight])
+        torch.testing.assert_close(found[sample], wanted.flatten())
+    with pytest.raises(NotBatchedError):  # rows of positions first: the shapes fit, the samples do not
+        tapped(Flattening(is_sample_first=False), batch)
+
+
+def test_a_layer_that_text_does_not_reach_is_an_error():
+    model = nn.ModuleDict({"text": nn.Linear(3, 3), "image": nn.Linear(3, 3)})
+    capture = PerSampleGradients(model, lambda *_: None)
+    with pytest.raises(ConfigError, match=r"2 of 4 trainable parameters are not used.*image\.weight"):
+        capture.of_one(model["text"](torch.ones(1, 3)).sum())
+
+
+def test_an_expert_that_no_token_goes_to_has_a_zero_gradient():
+    model = nn.ModuleDict({"experts": nn.ModuleList([nn.Linear(3, 3, bias=False) for _ in range(2)])})
+    found = {}
+    capture = PerSampleGradients(model, lambda name, grad: found.__setitem__(name, grad))
+    with capture.attached(2) as backward:
+        backward(model["experts"][0](torch.ones(2, 4, 3)).flatten(1).sum(1))
+    assert found["experts.0.weight"].any()
+    assert not found["experts.1.weight"].any()

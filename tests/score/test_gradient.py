@@ -6,13 +6,25 @@ import torch
 from safetensors.torch import save_file
 
 from dataflex_tools.core.errors import ArtifactError, ConfigError
+from dataflex_tools.models.lora import add_lora
+from dataflex_tools.models.settings import LoraSettings
 from dataflex_tools.ops.adam import CONVENTIONS, adam_direction
 from dataflex_tools.ops.sketch import make_projection
 from dataflex_tools.score.batches import pad_batch
-from dataflex_tools.score.gradient import GradientSettings, GradientSignal, load_moments
-from tests.score.builders import FakeTokens, gradients_one_by_one, random_moments, tiny_model, trainable
+from dataflex_tools.score.gradient import GradientSettings, GradientSignal, ProjectedGradients, load_moments
+from tests.score.builders import (
+    TYPES,
+    FakeTokens,
+    gradients_one_by_one,
+    random_moments,
+    tiny_base,
+    tiny_model,
+    tiny_of_type,
+    trainable,
+)
 
 ROWS = range(4)
+FUSED_EXPERTS = ("mixtral", "qwen3_moe", "olmoe", "deepseek_v3")  # "all-linear" puts adapters on their experts
 
 
 def expected_rows(model, tokens, settings, moments):
@@ -40,6 +52,55 @@ def test_signal_is_gradient_adam_and_projection_one_sample_at_a_time(adam, proje
     np.testing.assert_allclose(found["norm"], norm, rtol=1e-5)
     np.testing.assert_allclose(found["value"], expected / norm[:, None], atol=1e-5)
     assert np.linalg.norm(found["value"], axis=1) == pytest.approx(1, abs=1e-6)
+
+
+def drawn(model):
+    """The model with a drawn B: at the start of training it is zero, and so is every gradient of A."""
+    generator = torch.Generator().manual_seed(2)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name or "lora_embedding_A" in name:
+            parameter.data.normal_(0, 0.1, generator=generator)
+    return model.eval()
+
+
+def assert_exact(model, *, is_batched):
+    tokens = FakeTokens([5, 17, 9, 12])
+    gradients = ProjectedGradients(model, GradientSettings(adam="none", projection="none"))
+    found = gradients.rows(pad_batch(tokens, ROWS), lambda sum_B, num_B: sum_B / num_B.clamp(min=1))
+    expected = torch.cat(list(gradients_one_by_one(model, tokens, ROWS).values()), 1)
+    assert ((found - expected).norm(dim=1) / expected.norm(dim=1)).max() < 1e-5
+    assert gradients._capture.is_batched == is_batched
+    return found
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_adapters_on_all_layers_of_any_type_are_exact(kind):
+    model = drawn(add_lora(tiny_of_type(kind), LoraSettings(r=4, alpha=8, target_modules="all-linear"), seed=1))
+    found = assert_exact(model, is_batched=kind not in FUSED_EXPERTS)
+    start = 0
+    for name, parameter in trainable(model).items():
+        assert found[:, start : start + parameter.numel()].any(), name
+        start += parameter.numel()
+
+
+@pytest.mark.parametrize(
+    "lora", [{"use_dora": True}, {"target_modules": ("q_proj", "embed_tokens")}], ids=["dora", "embeddings"]
+)
+def test_what_is_no_weight_of_a_linear_layer_is_exact_one_sample_at_a_time(lora):
+    assert_exact(drawn(add_lora(tiny_base(), LoraSettings(r=2, **lora), seed=1)), is_batched=False)
+
+
+def test_all_weights_of_a_model_are_exact_one_sample_at_a_time():
+    for tie in (False, True):
+        assert_exact(tiny_base(tie=tie), is_batched=False)
+
+
+def test_weights_of_losses_by_place_hold_one_sample_at_a_time():
+    tokens, weight_B = FakeTokens([5, 17, 9, 12]), torch.tensor([1.0, -2.0, 0.5, 3.0])
+    gradients = ProjectedGradients(tiny_base(), GradientSettings(adam="none", projection="none"))
+    found = gradients.rows(pad_batch(tokens, ROWS), lambda sum_B, _: sum_B * weight_B)
+    plain = gradients.rows(pad_batch(tokens, ROWS), lambda sum_B, _: sum_B)
+    torch.testing.assert_close(found, plain * weight_B[:, None])
 
 
 def test_float16_storage_rounds_unit_rows_only():

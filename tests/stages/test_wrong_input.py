@@ -321,8 +321,7 @@ def test_a_model_that_does_not_exist_is_named(refuse: Any, command: list[str], p
         ("model.lora.target_modules=[q_porj]", "no layer is called 'q_porj'; did you mean 'q_proj'"),
         ("model.lora.target_modules=q_porj", "'q_porj' matches no layer; did you mean 'q_proj'"),
         ("model.lora.target_modules='(q'", r"'\(q' is no regular expression"),
-        ("model.lora.target_modules='.*embed_tokens|.*q_proj'", "weight of one nn.Linear; 2 are not, e.g. .*embed_tokens"),
-        ("model.lora.use_dora=true", "do not work with DoRA.*set lora.use_dora to false"),
+        ("model.lora.target_modules=[c_attn]", "no layer is called 'c_attn'; Set .* all-linear, or to some of .*down_proj"),
         ("model.attn_implementation=flush", "with model.attn_implementation 'flush'"),
         ("model.dtype=float8", "model.dtype is 'float8', wanted one of auto"),
         ("warmup.fraction=0", r"warmup.fraction is 0.0, wanted a value in \(0, 1\]"),
@@ -610,7 +609,7 @@ def test_a_damaged_cache_is_named(refuse: Any, ending: str) -> None:
         ("training.fsdp=true", "training.fsdp shards a model over several processes"),
         ("training.max_steps=0", "training.max_steps is 0, wanted -1 or more than 0"),
         ("training.learning_rate=1e-3x", "training.learning_rate: .*found '1e-3x'"),
-        ("model.lora.r=2", "train: model.path is missing"),
+        ("model.lora.r=0", "lora.r is 0, wanted a positive number"),
     ],
 )
 def test_training_settings_that_cannot_work_are_found_before_data_is_read(
@@ -700,7 +699,7 @@ def test_one_folder_that_is_no_artifact_does_not_hide_the_others(run: Any) -> No
 
 def test_inspect_shows_rows_without_text_when_the_pool_is_gone(run: Any, refuse: Any) -> None:
     os.remove("pool.jsonl")
-    result = run("inspect", "artifacts/less", "-k", "1")
+    result = run("inspect", "artifacts/less", "-k", "1", "--with-text")
     assert (result.code, "best rows" in result.out) == (0, True)
     assert "rows are shown without text: source pool.jsonl does not exist" in result.err
     refuse("Invalid value for '-k'", "inspect", "artifacts/less", "-k", "-1")

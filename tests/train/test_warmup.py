@@ -22,7 +22,7 @@ from dataflex_tools.sampler.plan_sampler import PlanSampler
 from dataflex_tools.score.gradient import load_moments
 from dataflex_tools.train import warmup as module
 from dataflex_tools.train.settings import TrainingSettings, WarmupSettings
-from dataflex_tools.train.warmup import epoch_ends, mean_rates, warm_up, warm_up_model, warmup_rows
+from dataflex_tools.train.warmup import epoch_ends, mean_rates, scheduled_rates, warm_up, warm_up_model, warmup_rows
 from tests.helpers import vector
 from tests.train.conftest import FakeTokens, make_model, make_settings, make_tokens
 from tests.train.test_run import KillBefore, Killed
@@ -182,8 +182,22 @@ def test_mean_rates_are_the_given_ones() -> None:
 
 
 def test_mean_rates_of_a_warm_up_follow_its_schedule(whole: Path) -> None:
-    after = 1e-2 * np.array([1 - (t - 1) / 8 for t in range(1, 10)])  # 9 steps, 1 of them warm-up
-    np.testing.assert_allclose([rate for _, rate in warm(whole)], after.reshape(3, 3).mean(axis=1), rtol=1e-12)
+    taken = 1e-2 * np.array([0, *(1 - t / 8 for t in range(8))])  # 9 steps, 1 of them warm-up
+    np.testing.assert_allclose([rate for _, rate in warm(whole)], taken.reshape(3, 3).mean(axis=1), rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine", "constant_with_warmup"])
+def test_scheduled_rates_are_those_the_steps_are_taken_with(tmp_path: Path, name: str) -> None:
+    chosen = settings(num_train_epochs=3, lr_scheduler_type=name)
+    done = warm_up_model(make_model, make_tokens(30), ROWS, chosen, tmp_path / "w", made_from={})
+    rate_S = scheduled_rates(chosen.training, len(ROWS))
+    ends = epoch_ends(chosen.training, len(ROWS))
+    np.testing.assert_allclose([rate for _, rate in done], mean_rates(rate_S, ends), rtol=1e-12)
+
+
+def test_the_last_step_of_a_linear_schedule_weighs_something() -> None:
+    chosen = settings(num_train_epochs=4, global_batch_size=4, learning_rate=2e-5, warmup_ratio=0.0).training
+    np.testing.assert_allclose(scheduled_rates(chosen, 4), [2e-5, 1.5e-5, 1e-5, 5e-6])
 
 
 def test_epochs_end_at_the_first_step_that_has_seen_them_whole() -> None:
