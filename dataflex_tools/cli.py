@@ -42,6 +42,7 @@ Target = Annotated[
 ]
 Model = Annotated[str | None, typer.Option("--model", help="model folder or Hub name")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="leave out and count unreadable records")]
+NoProject = Annotated[bool, typer.Option("--no-project", help="leave the settings of flextools.yaml out")]
 
 
 @app.command()
@@ -56,6 +57,7 @@ def score(
     skip_bad: SkipBad = False,
     config: Config = None,
     set_: Set = None,
+    no_project: NoProject = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an artifact in --out")] = False,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -67,7 +69,7 @@ def score(
         "method": method, "model.path": model, "data": data, "target": target, "out": out, "reference": reference,
         "drop_overlap": drop_overlap or None,
     }  # fmt: skip
-    values = _settings("score", config, given, set_, skip_bad)
+    values = _settings("score", config, given, set_, skip_bad, is_alone=no_project)
     if "out" not in values and "method" in values:
         values["out"] = f"artifacts/{values['method']}"
     settings = build("score", values)
@@ -93,25 +95,26 @@ def train(
     unit: Annotated[str | None, typer.Option("--unit", help="what --fraction is of: samples or tokens")] = None,
     model: Model = None,
     data: Data = None,
-    out: Annotated[str | None, typer.Option("--out", help="run folder; runs/ARTIFACT if not given")] = None,
+    out: Annotated[str | None, typer.Option("--out", help="run folder; runs/ARTIFACT-BUDGET-SEED if not given")] = None,
     skip_bad: SkipBad = False,
     config: Config = None,
     set_: Set = None,
+    no_project: NoProject = False,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Train on what an artifact picked; a killed run goes on where its last checkpoint stands."""
     from dataflex_tools.stages.config import build
-    from dataflex_tools.stages.train import with_whole_model
+    from dataflex_tools.stages.train import default_out, with_whole_model
 
     given = {
         "artifacts": [*(artifacts or []), *(more or [])] or None, "model.path": model, "data": data, "out": out,
         "budget.fraction": fraction, "budget.num_samples": num_samples, "budget.num_tokens": num_tokens,
         "budget.unit": unit,
     }  # fmt: skip
-    values = _settings("train", config, given, set_, skip_bad)
+    values = _settings("train", config, given, set_, skip_bad, is_alone=no_project)
     if "out" not in values and values.get("artifacts"):
-        values["out"] = f"runs/{Path(values['artifacts'][0]).name}"
+        values["out"] = default_out(values)
     settings = build("train", with_whole_model(values))
     if dry_run:
         from dataflex_tools.stages.estimate import estimate_train
@@ -133,6 +136,7 @@ def evaluate(
     skip_bad: SkipBad = False,
     config: Config = None,
     set_: Set = None,
+    no_project: NoProject = False,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
@@ -140,7 +144,9 @@ def evaluate(
     from dataflex_tools.stages.config import build
 
     given = [{"run": run, "data": data, "name": name} for run in runs]
-    settings = [build("evaluate", _settings("evaluate", config, values, set_, skip_bad)) for values in given]
+    settings = [
+        build("evaluate", _settings("evaluate", config, values, set_, skip_bad, is_alone=no_project)) for values in given
+    ]
     if dry_run:
         from dataflex_tools.stages.estimate import estimate_evaluate
 
@@ -350,22 +356,31 @@ def methods(as_json: Json = False) -> None:
 
 
 def _settings(
-    stage: str, config: Path | None, given: Mapping[str, Any], overrides: Sequence[str] | None, skip_bad: bool
+    stage: str,
+    config: Path | None,
+    given: Mapping[str, Any],
+    overrides: Sequence[str] | None,
+    skip_bad: bool,
+    *,
+    is_alone: bool,
 ) -> dict[str, Any]:
-    """YAML, then options, then --set; each wins over the one before."""
+    """The project file, then YAML, then options, then --set; each wins over the one before."""
+    from dataflex_tools.stages.config import laid_over
+    from dataflex_tools.stages.project import find_project
+
     values: dict[str, Any] = load_yaml(config) if config else {}
     if values.pop("stage", stage) != stage:
         raise FlextoolsError(f"{config} is not a config of the {stage} stage; use `flextools run {config}`")
     for path, value in given.items():
-        key, _, inner = path.partition(".")
-        if value is None:
-            continue
-        if inner:
-            node = values.get(key) if isinstance(values.get(key), dict) else {}
-            values[key] = {**node, inner: value}
-        else:
-            values[key] = value
+        if value is not None:
+            *above, key = path.split(".")
+            values = laid_over(values, {above[0]: {key: value}} if above else {key: value})
     values = apply_overrides(values, overrides or [])
+    project = None if is_alone else find_project(Path.cwd())
+    if project is not None:
+        logging.getLogger("flextools").info("settings from %s", os.path.relpath(project.path))
+        values = laid_over(project.settings(stage, values.get("method")), values)
+        project.check_inputs(values)
     if skip_bad:
         from dataflex_tools.stages.config import with_skip_bad
 

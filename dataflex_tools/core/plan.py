@@ -53,6 +53,9 @@ class Budget:
             require(value is None or value > 0, f"budget.{name} is {value}, wanted a positive number")
 
 
+RECOMMENDED = Budget(fraction=0.05)  # what LESS's authors train on
+
+
 def stable_order(score_N: np.ndarray) -> np.ndarray:
     """Rows from the highest score to the lowest, (N,) int64; ties go to the lowest row."""
     return np.argsort(-np.asarray(score_N, dtype=np.float64), kind="stable").astype(np.int64)

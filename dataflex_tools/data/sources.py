@@ -167,11 +167,15 @@ def read_records(spec: SourceSpec, *, on_bad: OnBad | None = None) -> Iterator[t
     return open_source(spec).records(on_bad)
 
 
+def is_hub_id(path: str) -> bool:
+    """Whether a path has the form of a Hub id, org/name, and not that of a file."""
+    return _HUB_ID.fullmatch(path) is not None and Path(path).suffix.lower() not in READERS
+
+
 def check_exists(spec: SourceSpec) -> None:
     """Raise DataError for a path that is nothing here and cannot be a Hub id; costs no more than a look."""
     path, info = Path(spec.path).expanduser(), Path(spec.path.rpartition(":")[0]).expanduser()
-    is_hub_id = _HUB_ID.fullmatch(spec.path) is not None and path.suffix.lower() not in READERS
-    if not (path.exists() or is_hub_id or (info.suffix == ".json" and info.exists())):
+    if not (path.exists() or is_hub_id(spec.path) or (info.suffix == ".json" and info.exists())):
         hint = near_path(path) or "wanted a file, a folder, or a Hub id of the form org/name"
         raise DataError(f"source {spec.path} does not exist; {hint}")
 
@@ -186,7 +190,7 @@ def open_source(spec: SourceSpec) -> Source:
         return _open_file(spec, path)
     if path.is_dir():
         return _open_folder(spec, path)
-    if _HUB_ID.fullmatch(spec.path) and path.suffix.lower() not in READERS:
+    if is_hub_id(spec.path):
         return _open_dataset(spec, spec.path)
     check_exists(spec)
     raise DataError(f"source {path} is neither a file nor a folder")

@@ -76,6 +76,7 @@ class ScoreConfig:
     reward_gradient: RewardGradientSettings | None = None
     pack: PackSettings | None = None
     proxy: ProxySettings = field(default_factory=ProxySettings)
+    budget: Budget | None = None
     licence: str = "unknown"
     seed: int = 0
 
@@ -146,8 +147,7 @@ class EvaluateConfig:
 _HINTS = {
     "method": "give --method NAME (`flextools methods` lists them)", "model": "give --model FOLDER or a hub name",
     "data": "give --data FILE, FOLDER or HUB_NAME:SPLIT", "artifacts": "give --artifacts FOLDER of `flextools score`",
-    "out": "give --out FOLDER", "budget": "give budget: {fraction: 0.05}, or num_samples, or num_tokens",
-    "run": "give the folder of a run",
+    "out": "give --out FOLDER", "run": "give the folder of a run",
 }  # fmt: skip
 STAGES: dict[str, type] = {"score": ScoreConfig, "train": TrainConfig, "evaluate": EvaluateConfig}
 T = TypeVar("T")
@@ -176,7 +176,13 @@ def build(stage: str, values: Mapping[str, Any]) -> Any:
 
 
 def laid_over(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """A stage's `own` settings on top of those it shares with others, key by key; a model given as text is its path."""
+    """A stage's `own` settings on top of those it shares with others, key by key.
+
+    A model given as text is its path; a budget of another kind (samples, say, instead of a fraction) replaces a budget.
+    """
+    budget = own.get("budget")
+    if isinstance(budget, Mapping) and any(budget.get(name) is not None for name in Budget.alternatives):
+        shared = {key: value for key, value in shared.items() if key != "budget"}
 
     def written_out(values: Mapping[str, Any]) -> dict[str, Any]:
         model = values.get("model")
@@ -188,14 +194,13 @@ def laid_over(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, An
 def recorded(config: ScoreConfig | TrainConfig) -> dict[str, Any]:
     """What a result's manifest keeps as `config`: all settings but `out`, so that a moved result is the same result."""
     stage = next(name for name, cls in STAGES.items() if isinstance(config, cls))
-    # keys of mixtures are named only where set: what was recorded before they existed keeps its address
-    unset = [
-        item.name for item in fields(config) if item.name in _OF_MIXTURES and getattr(config, item.name) == _default(item)
-    ]
+    # newer keys are named only where set: what was recorded before they existed keeps its address
+    newer = _NEWER[stage]
+    unset = [item.name for item in fields(config) if item.name in newer and getattr(config, item.name) == _default(item)]
     return {"stage": stage, **{key: value for key, value in to_mapping(config).items() if key not in ("out", *unset)}}
 
 
-_OF_MIXTURES = ("pack", "proxy", "mixing")
+_NEWER = {"score": ("pack", "proxy", "budget"), "train": ("pack", "mixing")}
 
 
 def _default(item: Any) -> Any:
@@ -267,7 +272,7 @@ def _check_method(config: ScoreConfig) -> None:
 
 def _check_mixer(config: ScoreConfig, method: Any) -> None:
     name = config.method
-    for key in ("target", "reference", "drop_overlap", "reward_gradient"):
+    for key in ("target", "reference", "drop_overlap", "reward_gradient", "budget"):
         if getattr(config, key):
             raise ConfigError(f"method {name!r} is a mixer and uses no {key}; leave it out")
     trains = not isinstance(method, StaticMixer)

@@ -10,8 +10,7 @@ from dataflex_tools.core import dist
 from dataflex_tools.core.config import apply_overrides, load_yaml
 from dataflex_tools.core.errors import ConfigError, did_you_mean
 from dataflex_tools.data.sources import check_exists
-from dataflex_tools.methods import METHODS
-from dataflex_tools.stages.config import STAGES, EvaluateConfig, ScoreConfig, TrainConfig, build, laid_over, without_code
+from dataflex_tools.stages.config import STAGES, EvaluateConfig, TrainConfig, build, laid_over, without_code
 
 logger = logging.getLogger("flextools")
 
@@ -80,17 +79,9 @@ def _check_inputs(path: Path, steps: Sequence[Step]) -> None:
         for source in (*step.config.data, *getattr(step.config, "target", ())):
             check_exists(source)
         if isinstance(step.config, TrainConfig):
-            _check_budget(step.config, steps)
             check_training(step.config.training, world_size=dist.world_size())
         if not isinstance(step.config, EvaluateConfig):
             made.append(step.config.out)
-
-
-def _check_budget(config: TrainConfig, steps: Sequence[Step]) -> None:
-    """Raise ConfigError if a selection that an earlier stage makes is followed without a budget."""
-    made = {step.config.out: METHODS.find(step.config.method).kind for step in steps if isinstance(step.config, ScoreConfig)}
-    if config.budget is None and any(made.get(folder) == "selector" for folder in config.artifacts):
-        raise ConfigError("train: budget is missing; give budget: {fraction: 0.05}, or num_samples, or num_tokens")
 
 
 def _check_common(path: Path, common: Any) -> None:

@@ -15,7 +15,7 @@ from dataflex_tools.core import dist
 from dataflex_tools.core.config import differences, to_mapping
 from dataflex_tools.core.errors import ArtifactError
 from dataflex_tools.core.fingerprint import digest
-from dataflex_tools.core.plan import Selection
+from dataflex_tools.core.plan import RECOMMENDED, Budget, Selection
 from dataflex_tools.core.rng import generator
 from dataflex_tools.core.signals import Need, Rows, Signals
 from dataflex_tools.core.signals import Side as SideName
@@ -78,7 +78,7 @@ class Prepared:
              "pool": self.pool.corpus.fingerprint, "target": target, "signals": base, "warmup": self.warmup_spec,
              "model": self.model_info["sha256"], "dtype": self.config.model.dtype,
              "render": self.pool.tokens.render_digest,
-             "reference": self.reference.manifest["digest"] if self.reference else None, **self._rates()}
+             "reference": self.reference.manifest["digest"] if self.reference else None, **self._rates(), **self._budget()}
         )  # fmt: skip
 
     def _rates(self) -> dict[str, str]:
@@ -86,6 +86,15 @@ class Prepared:
         training = self.config.warmup.training
         is_flat = training.lr_scheduler_type == "constant" or training.num_train_epochs == 1
         return {} if self.warmup_spec is None or is_flat else {"rates": "taken"}
+
+    def _budget(self) -> dict[str, Any]:
+        """What the plan recommends, where that is not the default."""
+        return {"budget": to_mapping(self.budget)} if self.budget != RECOMMENDED else {}
+
+    @property
+    def budget(self) -> Budget:
+        """How much of the pool the plan recommends to train on."""
+        return self.config.budget or RECOMMENDED
 
     def jobs(
         self, warmup: Warmup | None, chosen: Mapping[tuple[str, SideName], np.ndarray] | None = None
@@ -296,6 +305,7 @@ def _write(
         "model": prepared.model_info,
         "tokenizer": prepared.tokenizer.info(config.render),
         "parents": parents,
+        "budget": to_mapping(prepared.budget),
         "stats": {**_stats(selection, pool), **target, "facts": dict(selection.facts)},
         "config": without_code(recorded(config)),
         "licence": config.licence,

@@ -21,7 +21,7 @@ from dataflex_tools.artifact.plan import (
     load_plan,
 )
 from dataflex_tools.core import dist
-from dataflex_tools.core.config import differences, merged, to_mapping
+from dataflex_tools.core.config import differences, from_mapping, merged, to_mapping
 from dataflex_tools.core.errors import ArtifactError, ConfigError
 from dataflex_tools.core.fingerprint import digest
 from dataflex_tools.core.plan import Budget, select_rows
@@ -102,6 +102,28 @@ def with_whole_model(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, "model": merged(made_with, model)}
 
 
+def default_out(values: Mapping[str, Any]) -> str:
+    """The run's folder if none is given: its name tells artifacts, budget and seed apart."""
+    artifacts = values.get("artifacts") or []
+    folders = [Path(folder) for folder in ([artifacts] if isinstance(artifacts, str) else artifacts)]
+    training = values.get("training") or {}
+    parts = ["+".join(folder.name for folder in folders)]
+    budgets = [values.get("budget"), *(read_manifest(folder).get("budget") for folder in folders)]
+    if budget := next((budget for budget in budgets if budget), None):
+        parts.append(_amount_name(budget))
+    elif training.get("max_steps"):
+        parts.append(f"{training['max_steps']}-steps")
+    return str(Path("runs", "-".join([*parts, f"seed{training.get('seed', 0)}"])))
+
+
+def _amount_name(budget: Mapping[str, Any]) -> str:
+    for name, unit in (("num_samples", "-samples"), ("num_tokens", "-tokens")):
+        if budget.get(name):
+            return f"{budget[name]}{unit}"
+    of_tokens = "-of-tokens" if budget.get("unit") == "tokens" else ""
+    return f"{budget.get('fraction')}{of_tokens}"
+
+
 def resolved(config: TrainConfig, plans: Plans) -> TrainConfig:
     """The settings with everything that the first plan's own configuration answers filled in."""
     first = plans.all[0]
@@ -109,7 +131,7 @@ def resolved(config: TrainConfig, plans: Plans) -> TrainConfig:
     if config.mixing != MixingSettings() and plans.mixture is None:
         raise ConfigError(f"mixing has no effect: {config.artifacts[0]} is a selection; leave it out")
     if config.budget is None and plans.selection is not None:
-        Budget()  # says which settings there are
+        config = replace(config, budget=_recommended(plans.selection))
     if config.budget is not None and plans.selection is None:
         raise ConfigError(
             "train: a budget has no effect on a mixture, which takes all rows; give training.max_steps instead"
@@ -121,6 +143,18 @@ def resolved(config: TrainConfig, plans: Plans) -> TrainConfig:
         config, model=config.model or score.model, data=config.data or score.data, render=config.render or score.render,
         pack=config.pack or score.pack,
     )  # fmt: skip
+
+
+def _recommended(plan: LoadedPlan) -> Budget:
+    """The budget that a plan recommends. Raises ConfigError if it was made before plans recommended one."""
+    written = plan.manifest.get("budget")
+    budget = Budget() if written is None else from_mapping(Budget, written, where=f"{plan.folder}: budget")
+    given = {name: getattr(budget, name) for name in Budget.alternatives if getattr(budget, name) is not None}
+    ((name, amount),) = given.items()
+    if dist.is_main():
+        unit = f" of the {budget.unit}" if name == "fraction" else ""
+        logger.info("no budget given: %s %g%s, as %s recommends", name.replace("_", " "), amount, unit, plan.folder)
+    return budget
 
 
 def _check_text(config: TrainConfig, score: ScoreConfig) -> None:

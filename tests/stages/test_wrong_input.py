@@ -441,7 +441,7 @@ def test_a_reference_must_be_a_plan_of_the_same_corpus(refuse: Any, reference: s
         (["--num-tokens", "1"], "1 tokens is less than the .* of the best sample"),
         (["--num-samples", "3"], "3 selected samples do not fill one global batch of 8; select more, or set training."),
         (["--fraction", "0.5", "--num-samples", "9"], "found fraction and num_samples; give exactly one of --fraction"),
-        ([], "budget: found none; give exactly one of --fraction"),
+        ([], "3 selected samples do not fill one global batch of 8"),
         (["--num-samples", "9", "--unit", "tokens"], "budget.unit has no effect without budget.fraction"),
     ],
 )
@@ -636,7 +636,6 @@ RANDOM = "a: {stage: score, method: random, out: artifacts/r}"
         ("common: {modle: x}\nstages: {a: {stage: score}}", "common has no key 'modle'; did you mean 'model'"),
         ("common: [1]\nstages: {a: {stage: score}}", "common holds list, wanted a mapping"),
         ("stages: {a: {stage: score, rendr: 3}}", "score has no setting 'rendr'; did you mean 'render'"),
-        (f"{BASE}stages: {{{RANDOM}, b: {{stage: train, artifacts: artifacts/r, out: o}}}}", "train: budget is missing"),
         (f"{BASE}stages: {{{RANDOM}, b: {{stage: train, artifacts: artifacts/rr, out: o, budget: {{fraction: 1}}}}}}",
          "b: artifacts/rr does not exist and no stage before makes it; did you mean 'artifacts/r'"),
         (f"{BASE}stages: {{{RANDOM}, b: {{stage: train, artifacts: artifacts/r, out: o, budget: {{fraction: 1}}, "
