@@ -371,11 +371,12 @@ def _settings(
     values: dict[str, Any] = load_yaml(config) if config else {}
     if values.pop("stage", stage) != stage:
         raise FlextoolsError(f"{config} is not a config of the {stage} stage; use `flextools run {config}`")
+    options: dict[str, Any] = {}
     for path, value in given.items():
-        if value is not None:
-            *above, key = path.split(".")
-            values = laid_over(values, {above[0]: {key: value}} if above else {key: value})
-    values = apply_overrides(values, overrides or [])
+        *above, key = path.split(".")
+        node = options.setdefault(above[0], {}) if above and value is not None else options
+        node |= {key: value} if value is not None else {}
+    values = apply_overrides(laid_over(values, options), overrides or [])
     project = None if is_alone else find_project(Path.cwd())
     if project is not None:
         logging.getLogger("flextools").info("settings from %s", os.path.relpath(project.path))
