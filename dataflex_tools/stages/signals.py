@@ -124,13 +124,16 @@ def check_space(root: Path, num_bytes: int) -> None:
 
 def run_jobs(root: Path, jobs: Sequence[SignalJob], context: Context, warmup: Warmup | None) -> None:
     """Measure what is missing; a model is loaded only if something is, each adapter once."""
+    number = 0
     for checkpoint in dict.fromkeys(job.kind.checkpoint for job in jobs):
         here = [job for job in jobs if job.kind.checkpoint == checkpoint]
         load = functools.cache(functools.partial(_load, context.config.model, checkpoint))
         for job in here:
+            number += 1
+            if dist.is_main():
+                what = "reused" if job.is_complete else f"{job.num_missing:,} samples to measure"
+                logger.info("%d of %d: %s: %s (%s)", number, len(jobs), job.title, what, job.store.folder.name)
             if job.is_complete:
-                if dist.is_main():
-                    logger.info("reused: %s (%s)", job.title, job.store.folder.name)
                 continue
             _measure(root, job, context, warmup, load)
 

@@ -17,12 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
 from torch import nn
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from dataflex_tools.artifact.files import write_bytes, write_table
+from dataflex_tools.artifact.files import write_bytes
 from dataflex_tools.core import dist
 from dataflex_tools.core.config import to_mapping
 from dataflex_tools.core.errors import ConfigError
@@ -32,6 +31,7 @@ from dataflex_tools.sampler.plan_sampler import Stream
 from dataflex_tools.train.data import PadCollator, dataset_of
 from dataflex_tools.train.ledger import Ledger
 from dataflex_tools.train.mixing import Loop, MixTrainer
+from dataflex_tools.train.progress import ReportProgress, write_log
 from dataflex_tools.train.settings import TrainingSettings, training_arguments
 from dataflex_tools.train.trainer import PlanTrainer
 
@@ -105,7 +105,7 @@ def _trained(
     run = TrainingRun(folder / "model", folder / "ledger.parquet", folder / "log.parquet", steps, states)
     if trainer.is_world_process_zero():
         write_ledger(trainer, tokens, run.ledger)
-        _write_log(trainer, run.log)
+        write_log(trainer.state, run.log)
     trainer.accelerator.wait_for_everyone()
     return run
 
@@ -144,6 +144,8 @@ def build_trainer(
     given |= {"ledger": Ledger(folder / "journal", rank=dist.rank())}
     parts = (built, arguments, options.collator or PadCollator(pad_id or 0), dataset_of(tokens))
     trainer = PlanTrainer(*parts, **given) if options.loop is None else MixTrainer(*parts, **given, loop=options.loop)
+    batch_size = settings.global_batch_size
+    trainer.add_callback(ReportProgress(folder / "log.parquet", sampler, tokens.num_tokens_N, batch_size))
     trainer.remove_callback(PrinterCallback)  # it prints to stdout, which belongs to the command's answer
     return trainer
 
@@ -199,14 +201,6 @@ def _sort_targets(path: Path) -> None:
 def write_ledger(trainer: PlanTrainer, tokens: "Tokens", path: Path) -> None:
     """Merge the ranks' journals into one Parquet file; one rank calls it, after the last step of all."""
     trainer.ledger.write(path, ids_N16=tokens.ids_N16, group_N=tokens.group_N, group_names=tokens.group_names)
-
-
-def _write_log(trainer: PlanTrainer, path: Path) -> None:
-    entries = [entry for entry in trainer.state.log_history if "loss" in entry]
-    columns: dict[str, Any] = {"step": pa.array([entry["step"] for entry in entries], pa.int64())}
-    for name in ("loss", "grad_norm", "learning_rate"):
-        columns[name] = pa.array([entry.get(name) for entry in entries], pa.float64())
-    write_table(path, pa.table(columns), rows_per_group=2**16)
 
 
 def _identity(tokens: "Tokens", sampler: Stream, settings: TrainingSettings, options: FitOptions) -> dict[str, Any]:

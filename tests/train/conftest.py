@@ -29,6 +29,10 @@ class FakeTokens:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def num_tokens_N(self) -> np.ndarray:
+        return np.array([len(row) for row in self.ids])
+
     def input_ids(self, row: int) -> np.ndarray:
         return self.ids[row]
 
