@@ -257,7 +257,7 @@ def test_the_command_line_trains_a_mixture_and_keeps_its_held_out_text(root: Pat
     assert "pack.held_out is 0.0, the plan was made with 0.3" in str(other.exception)
     done = CliRunner().invoke(app, [*words, "--set", "full=true"])
     assert done.exit_code == 0, done.exception
-    assert (root / "runs" / "natural" / "manifest.json").exists()
+    assert (root / "runs" / "natural-3-steps-seed0" / "manifest.json").exists()
 
 
 WRONG = [
