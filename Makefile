@@ -16,9 +16,14 @@ PAPER = slimpajama-$(patsubst paper-%,%,$(SCALE:paper=paper-6b))
 SDPA = --set common.model.attn_implementation=sdpa --set stages.score.model.attn_implementation=sdpa
 HAS_FLASH = $(BIN)/python -c "import importlib.util as u, sys; sys.exit(not u.find_spec('flash_attn'))"
 
-.PHONY: setup demo test lint format types imports tests golden e2e bench clean $(RECIPES) $(MIXTURES)
+.PHONY: help inputs setup demo test lint format types imports tests golden e2e bench clean $(RECIPES) $(MIXTURES)
 
-setup: $(BIN)/flextools
+help:  ## what there is to make
+	@grep -hE '^[a-z0-9_$$()%: -]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([^:]*):.*## */\1\t/' | expand -t 24
+	@echo "recipes:                $(RECIPES)"
+	@echo "mixtures:               $(MIXTURES)"
+
+setup: $(BIN)/flextools  ## the environment, .venv
 
 $(BIN)/flextools: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -27,6 +32,9 @@ $(BIN)/flextools: pyproject.toml constraints.txt
 
 demo: setup  ## LESS 5 % against two random controls on real text, SIZE=small (default) or SIZE=real
 	$(BIN)/python pipelines/demo/run.py --size $(SIZE)
+
+inputs: setup  ## the demo's pool, target and model, which flextools.yaml and the recipes read
+	$(BIN)/python pipelines/demo/run.py --size $(SIZE) --inputs-only
 
 $(RECIPES): %: pipelines/%.yaml setup  ## score, train and evaluate with that recipe, on the demo's pool and model
 	$(BIN)/python pipelines/demo/run.py --inputs-only

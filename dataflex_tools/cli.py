@@ -20,10 +20,32 @@ from dataflex_tools.core.errors import ArtifactError, FlextoolsError
 app = typer.Typer(
     help="Data-centric training of language models in two phases: score data once, store it, train many times.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _examples(*commands: str) -> str:
+    """For the end of a command's help, a paragraph each."""
+    return "\n\n".join(["Examples:", *commands])
+
+
+def _version(is_asked: bool) -> None:
+    if is_asked:
+        from importlib.metadata import version
+
+        typer.echo(f"flextools {version('flextools')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version and exit")
+    ] = False,
+) -> None:
+    pass
+
 
 Config = Annotated[Path | None, typer.Option("--config", help="YAML file with settings of this stage")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY.SUBKEY=VALUE", help="any setting; repeatable")]
@@ -45,7 +67,12 @@ SkipBad = Annotated[bool, typer.Option("--skip-bad", help="leave out and count u
 NoProject = Annotated[bool, typer.Option("--no-project", help="leave the settings of flextools.yaml out")]
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "flextools score --method less --model Qwen/Qwen2.5-0.5B-Instruct --data pool.jsonl --target want.jsonl",
+        "flextools score --method doremi --model MODEL --data code=code/ --data web=web.jsonl --dry-run",
+    )
+)
 def score(
     method: Annotated[str | None, typer.Option("--method", help="`flextools methods` lists them")] = None,
     model: Model = None,
@@ -85,7 +112,12 @@ def score(
         typer.echo(json.dumps(manifest) if as_json else f"{settings.out}  {manifest['digest']}")
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "flextools train --artifacts artifacts/less --fraction 0.05",
+        "flextools train --artifacts artifacts/less artifacts/doremi --num-samples 10000 --set training.max_steps=500",
+    )
+)
 def train(
     artifacts: Annotated[list[str] | None, typer.Option("--artifacts", help="plans to follow")] = None,
     more: Annotated[list[str] | None, typer.Argument(metavar="[ARTIFACT]...", help="further plans")] = None,
@@ -128,7 +160,12 @@ def train(
         typer.echo(json.dumps(manifest) if as_json else f"{settings.out}  {manifest['digest']}")
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "flextools evaluate runs/less-0.05-seed0 --data heldout.jsonl",
+        "flextools evaluate runs/natural runs/doremi",
+    )
+)
 def evaluate(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="folders of finished runs")],
     data: Data = None,
@@ -165,7 +202,12 @@ def evaluate(
             typer.echo(losses_table(first) if len(runs) == 1 else runs_table(results))
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "flextools run pipelines/less.yaml --dry-run",
+        "flextools run artifacts/less/manifest.json --set seed=1",
+    )
+)
 def run(
     recipe: Annotated[Path, typer.Argument(help="YAML recipe, or the manifest.json of a result to make again")],
     set_: Set = None,
@@ -186,7 +228,12 @@ def run(
         typer.echo(json.dumps(results))
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "flextools inspect artifacts/less --with-text",
+        "flextools inspect artifacts/doremi --picture weights.svg",
+    )
+)
 def inspect(
     artifact: Annotated[Path, typer.Argument(help="folder of an artifact")],
     k: Annotated[int, typer.Option("-k", min=0, help="best and worst rows to show")] = 5,
@@ -218,7 +265,12 @@ def inspect(
         typer.echo(describe(artifact, text_of=text_of, k=k))
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "flextools compare artifacts/less artifacts/tsds",
+        "flextools compare artifacts/less artifacts/random --fraction 0.01 --fraction 0.1",
+    )
+)
 def compare(
     artifacts: Annotated[list[Path], typer.Argument(metavar="A B [ARTIFACT]...", help="folders of plans of one kind")],
     fraction: Annotated[
@@ -240,7 +292,12 @@ def compare(
     typer.echo(json.dumps(result) if as_json else compare_text(result))
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "flextools export artifacts/doremi --to llamafactory -o mixture",
+        "flextools export artifacts/doremi --to megatron -o mixture --source code=data/code_text_document",
+    )
+)
 def export(
     artifact: Annotated[Path, typer.Argument(help="folder of a mixture")],
     to: Annotated[str, typer.Option("--to", help="datasets, llamafactory, megatron, mosaicml or olmo")],
@@ -266,7 +323,13 @@ def export(
     typer.echo(json.dumps(result) if as_json else export_text(result))
 
 
-@app.command("bench-select")
+@app.command(
+    "bench-select",
+    epilog=_examples(
+        "flextools bench-select pipelines/demo/bench.yaml --dry-run",
+        "flextools bench-select my.yaml --set seeds=5",
+    ),
+)
 def bench_select(
     recipe: Annotated[Path, typer.Argument(help="YAML recipe, as pipelines/demo/bench.yaml")],
     set_: Set = None,
@@ -288,7 +351,13 @@ def bench_select(
         typer.echo(json.dumps(result) if as_json else bench_text(result))
 
 
-@app.command("bench-mix")
+@app.command(
+    "bench-mix",
+    epilog=_examples(
+        "flextools bench-mix pipelines/mixture/bench.yaml --dry-run",
+        "flextools bench-mix my.yaml --set seeds=5",
+    ),
+)
 def bench_mix(
     recipe: Annotated[Path, typer.Argument(help="YAML recipe, as pipelines/mixture/bench.yaml")],
     set_: Set = None,
@@ -310,7 +379,12 @@ def bench_mix(
         typer.echo(json.dumps(result) if as_json else bench_mix_text(result))
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "flextools verify artifacts/less",
+        "flextools verify artifacts/* artifacts/signals/* --json",
+    )
+)
 def verify(artifacts: Annotated[list[Path], typer.Argument(help="folders of artifacts")], as_json: Json = False) -> None:
     """Recompute every digest; exit code 1 if anything differs from what was written."""
     from dataflex_tools.artifact.manifest import verify_artifact
@@ -333,7 +407,12 @@ def verify(artifacts: Annotated[list[Path], typer.Argument(help="folders of arti
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "flextools methods",
+        "flextools methods --json",
+    )
+)
 def methods(as_json: Json = False) -> None:
     """Every method: name, kind, the signals it needs or what it observes, cost, paper."""
     from dataflex_tools.methods import METHODS
@@ -436,7 +515,8 @@ def main() -> None:
         if isinstance(error, _WrongOption):
             if not (message := " ".join(error.format_message().split()).rstrip(".")):
                 sys.exit(2)  # no command: the help was printed
-            _fail(f"{message}; see `flextools --help`")
+            command = error.ctx.command_path if error.ctx is not None else "flextools"
+            _fail(f"{message}; see `{command} --help`")
         elif message := _wrong_machine(error):
             _fail(message)
         else:

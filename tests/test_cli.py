@@ -1,6 +1,7 @@
 """Words of the command line that no stage's test covers."""
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -55,3 +56,14 @@ def test_methods_prints_selectors_before_mixers() -> None:
     first = {line.split()[0]: i for i, line in enumerate(lines) if line[:1].isalpha()}
     assert set(first) == {"method", *METHODS.names()}
     assert first["zeroth"] < first["doremi"]
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    done = CliRunner().invoke(app, ["--version"])
+    assert done.stdout.split() == ["flextools", version("flextools")]
+
+
+@pytest.mark.parametrize("command", sorted(command.name or command.callback.__name__ for command in app.registered_commands))
+def test_the_help_of_a_command_ends_with_two_examples_of_it(command: str) -> None:
+    text = " ".join(CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).stdout.split())
+    assert text.partition("Examples:")[2].count(f"flextools {command} ") == 2

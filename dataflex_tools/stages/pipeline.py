@@ -42,6 +42,8 @@ def load_steps(path: Path, overrides: Sequence[str] = ()) -> list[Step]:
             f"{path} is the manifest of a {recipe['kind']}, which is made on the way to a plan; give a plan's or a run's"
         )
     recipe = apply_overrides(recipe, overrides)
+    if stage := _stage_of(recipe):
+        raise ConfigError(f"{path} holds the settings of one stage; use `flextools {stage} --config {path}`")
     for key in recipe:
         if key not in ("common", "stages"):
             raise ConfigError(f"recipe {path} has no key {key!r}; {did_you_mean(str(key), ['common', 'stages'])}")
@@ -53,6 +55,16 @@ def load_steps(path: Path, overrides: Sequence[str] = ()) -> list[Step]:
     steps = [_step(path, str(name), values, common) for name, values in stages.items()]
     _check_inputs(path, steps)
     return steps
+
+
+def _stage_of(recipe: Mapping[str, Any]) -> str | None:
+    """The stage whose settings these are, None for what may be a recipe."""
+    if "stages" in recipe or "common" in recipe:
+        return None
+    named = recipe.get("stage")
+    marks = {"method": "score", "artifacts": "train", "run": "evaluate"}
+    found = next((stage for key, stage in marks.items() if key in recipe), None)
+    return named if isinstance(named, str) and named in STAGES else found
 
 
 def _recorded_step(path: Path, config: Mapping[str, Any], overrides: Sequence[str]) -> list[Step]:
