@@ -64,6 +64,26 @@ Target = Annotated[
 ]
 Model = Annotated[str | None, typer.Option("--model", help="model folder or Hub name")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="leave out and count unreadable records")]
+
+
+def _use_cache(folder: str | None) -> str | None:
+    if folder is not None:
+        from dataflex_tools.core.cache import VARIABLE
+
+        os.environ[VARIABLE] = folder
+    return folder
+
+
+Cache = Annotated[
+    str | None,
+    typer.Option(
+        "--cache",
+        metavar="DIR",
+        envvar="FLEXTOOLS_CACHE",
+        callback=_use_cache,
+        help="corpora and tokens go there; beside the artifacts if not given",
+    ),
+]
 NoProject = Annotated[bool, typer.Option("--no-project", help="leave the settings of flextools.yaml out")]
 
 
@@ -84,6 +104,7 @@ def score(
     skip_bad: SkipBad = False,
     config: Config = None,
     set_: Set = None,
+    cache: Cache = None,
     no_project: NoProject = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an artifact in --out")] = False,
     dry_run: DryRun = False,
@@ -131,6 +152,7 @@ def train(
     skip_bad: SkipBad = False,
     config: Config = None,
     set_: Set = None,
+    cache: Cache = None,
     no_project: NoProject = False,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -173,6 +195,7 @@ def evaluate(
     skip_bad: SkipBad = False,
     config: Config = None,
     set_: Set = None,
+    cache: Cache = None,
     no_project: NoProject = False,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -210,6 +233,7 @@ def evaluate(
 )
 def run(
     recipe: Annotated[Path, typer.Argument(help="YAML recipe, or the manifest.json of a result to make again")],
+    cache: Cache = None,
     set_: Set = None,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -246,6 +270,7 @@ def inspect(
     picture: Annotated[
         Path | None, typer.Option("--picture", metavar="FILE", help="draw a mixture's weights to a .png or .svg")
     ] = None,
+    cache: Cache = None,
     as_json: Json = False,
 ) -> None:
     """What an artifact is and from what it was made; how its scores lie and its best and worst rows, or its weights."""

@@ -15,6 +15,7 @@ import numpy as np
 from dataflex_tools.artifact.files import write_bytes
 from dataflex_tools.artifact.mixture import load_mixture
 from dataflex_tools.core import dist
+from dataflex_tools.core.cache import cache_folder
 from dataflex_tools.core.config import apply_overrides, from_mapping, load_yaml, require, to_mapping
 from dataflex_tools.core.errors import ConfigError, did_you_mean
 from dataflex_tools.core.rng import generator
@@ -157,7 +158,7 @@ def bench_mix(bench: BenchMix) -> dict[str, Any]:
     from dataflex_tools.stages.score import score
     from dataflex_tools.stages.train import train
 
-    check(bench, lambda config: Path(config.out).parent / "cache")
+    check(bench, lambda config: cache_folder(Path(config.out).parent))
     weights = {}
     for arm, config in bench.scores.items():
         score(config)

@@ -18,6 +18,7 @@ from dataflex_tools.artifact.files import write_bytes
 from dataflex_tools.artifact.manifest import MANIFEST
 from dataflex_tools.artifact.plan import LoadedPlan, load_plan
 from dataflex_tools.core import dist
+from dataflex_tools.core.cache import cache_folder
 from dataflex_tools.core.config import apply_overrides, from_mapping, load_yaml, require, to_mapping
 from dataflex_tools.core.errors import ConfigError, did_you_mean
 from dataflex_tools.core.plan import Budget, select_rows
@@ -215,7 +216,7 @@ def bench_select(bench: Bench) -> dict[str, Any]:
     from dataflex_tools.stages.score import score
 
     earlier = _seconds_of(Path(bench.config.out) / RESULTS)
-    notes = check(bench, bench.root / "cache")
+    notes = check(bench, cache_folder(bench.root))
     for arm in bench.arms:
         for config in arm.plans:
             score(config)

@@ -14,6 +14,7 @@ import pyarrow as pa
 from dataflex_tools.artifact.files import write_bytes, write_table
 from dataflex_tools.artifact.manifest import MANIFEST, check_file, read_manifest
 from dataflex_tools.core import dist
+from dataflex_tools.core.cache import cache_folder
 from dataflex_tools.core.config import to_mapping
 from dataflex_tools.core.errors import ArtifactError, ConfigError, DataError
 from dataflex_tools.core.fingerprint import digest
@@ -42,7 +43,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if dist.is_main():
         logger.info("evaluating %s, trained from %s, which it names", run, train.model.path)
     check_run(run, train.model, manifest)
-    side = open_side(config, train, Path(train.artifacts[0]).parent / "cache")
+    side = open_side(config, train, cache_folder(Path(train.artifacts[0]).parent))
     address = digest(
         {"format": 2, "run": manifest["digest"], "corpus": side.corpus.fingerprint, "groups": side.tokens.group_N.tolist(),
          "names": side.tokens.group_names, "render": side.tokens.render_digest}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dataflex_tools.artifact.manifest import read_manifest
 from dataflex_tools.artifact.plan import check_corpus, load_plan
+from dataflex_tools.core.cache import cache_folder
 from dataflex_tools.core.errors import FlextoolsError
 from dataflex_tools.data.corpus import open_corpus, overlap
 from dataflex_tools.data.sources import parse_source
@@ -26,9 +27,9 @@ def texts_of(artifact: Path, sources: Sequence[str] = ()) -> Callable[[int], str
     try:
         config: ScoreConfig = restored(artifact, manifest["config"])
         data = tuple(map(parse_source, sources)) or config.data
-        corpus = open_corpus(data, artifact.parent / "cache", group="domain")
+        corpus = open_corpus(data, cache_folder(artifact.parent), group="domain")
         if config.drop_overlap:
-            target = open_corpus(config.target, artifact.parent / "cache", group="subtask")
+            target = open_corpus(config.target, cache_folder(artifact.parent), group="subtask")
             corpus = corpus.without(overlap(corpus, target))
     except FlextoolsError as error:  # a method of another installation, or data that is not on this machine
         logger.info("rows are shown without text: %s", error)

@@ -15,6 +15,7 @@ from dataflex_tools.artifact.manifest import MANIFEST, read_manifest
 from dataflex_tools.artifact.mixture import write_mixture
 from dataflex_tools.artifact.plan import check_out
 from dataflex_tools.core import dist
+from dataflex_tools.core.cache import cache_folder
 from dataflex_tools.core.config import differences, to_mapping
 from dataflex_tools.core.errors import ArtifactError, ConfigError
 from dataflex_tools.core.mixing import Domains, Mixture
@@ -115,7 +116,7 @@ def score_mixture(config: ScoreConfig, *, overwrite: bool = False) -> dict[str, 
 
     Raises ArtifactError if `out` holds something else, unless `overwrite`.
     """
-    prepared = prepare(config, Path(config.out).parent / "cache", overwrite=overwrite)
+    prepared = prepare(config, cache_folder(Path(config.out).parent), overwrite=overwrite)
     is_there = is_done(prepared, overwrite=overwrite)
     dist.barrier()  # no rank writes before all have looked
     if is_there:

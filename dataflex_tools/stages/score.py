@@ -12,6 +12,7 @@ from dataflex_tools.artifact.manifest import MANIFEST, check_file, read_manifest
 from dataflex_tools.artifact.plan import LoadedPlan, PlanRows, check_corpus, check_out, load_plan, write_plan
 from dataflex_tools.artifact.signal import vector_columns
 from dataflex_tools.core import dist
+from dataflex_tools.core.cache import cache_folder
 from dataflex_tools.core.config import differences, to_mapping
 from dataflex_tools.core.errors import ArtifactError
 from dataflex_tools.core.fingerprint import digest
@@ -220,7 +221,7 @@ def score(config: ScoreConfig, *, overwrite: bool = False) -> dict[str, Any]:
         from dataflex_tools.stages.mix import score_mixture
 
         return score_mixture(config, overwrite=overwrite)
-    prepared = prepare(config, Path(config.out).parent / "cache", overwrite=overwrite)
+    prepared = prepare(config, cache_folder(Path(config.out).parent), overwrite=overwrite)
     is_there = is_done(prepared, overwrite=overwrite)
     dist.barrier()  # no rank writes before all have looked
     if is_there:

@@ -21,6 +21,7 @@ from dataflex_tools.artifact.plan import (
     load_plan,
 )
 from dataflex_tools.core import dist
+from dataflex_tools.core.cache import cache_folder
 from dataflex_tools.core.config import differences, from_mapping, merged, to_mapping
 from dataflex_tools.core.errors import ArtifactError, ConfigError
 from dataflex_tools.core.fingerprint import digest
@@ -294,7 +295,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     Raises ArtifactError if `out` holds another run.
     """
     out = Path(config.out)
-    prepared = prepare(config, _root(config) / "cache")
+    prepared = prepare(config, cache_folder(_root(config)))
     if is_done(prepared):
         if dist.is_main():
             logger.info("reused: %s is finished with these settings", out)
