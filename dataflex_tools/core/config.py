@@ -4,6 +4,7 @@ Types are checked and converted by pydantic; this module adds the hints and the 
 """
 
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -89,15 +90,21 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where} holds {values!r}, wanted a mapping of keys to values")
     check_keys(cls, values, where=where)
+    filled = _filled(cls, values)
     try:
-        return TypeAdapter(cls).validate_python(_filled(cls, values))
+        return TypeAdapter(cls).validate_python(filled)
+    except ConfigError as error:
+        raise ConfigError(_in_full(str(error), _place_of(cls, filled, str(error)))) from None
     except ValidationError as error:
         first = error.errors()[0]
-        if isinstance(cause := first.get("ctx", {}).get("error"), ConfigError):
-            raise cause from None
-        key = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))
+        print(first)
+        place = [str(part) for part in first["loc"] if not str(part).startswith("function-")]
+        key = ".".join(place)
         if first["type"] == "missing":
             raise ConfigError(f"{where}: {key} is missing, and has no default; give it") from None
+        if first["type"] == "tuple_type":
+            key = ".".join(part for part in place if "[" not in part)
+            raise ConfigError(f"{where}: {key} is {first['input']!r}, wanted a list of values") from None
         raise ConfigError(f"{where}: {key}: {first['msg']}, found {first['input']!r}") from None
 
 
@@ -121,6 +128,30 @@ def _laid_over(default: Any, values: Mapping[str, Any]) -> dict[str, Any]:
         is_part = isinstance(value, Mapping) and dataclasses.is_dataclass(inner)
         result[key] = _laid_over(inner, value) if is_part else value
     return result
+
+
+def _place_of(cls: type, values: Mapping[str, Any], message: str) -> list[str]:
+    """Names of the inner dataclasses, outermost first, of which the innermost is refused with this message."""
+    from pydantic import TypeAdapter, ValidationError
+
+    hints = typing.get_type_hints(cls)
+    for key, value in values.items():
+        for inner in _dataclasses_in(hints[key]) if isinstance(value, Mapping) else ():
+            try:
+                TypeAdapter(inner).validate_python(dict(value))
+            except ConfigError as error:
+                if str(error) == message:
+                    return [key, *_place_of(inner, value, message)]
+            except ValidationError:
+                continue
+    return []
+
+
+def _in_full(message: str, place: Sequence[str]) -> str:
+    """A message with its names in full: what is called `training.` at (proxy, training) is `proxy.training.`."""
+    if len(place) < 2:
+        return message
+    return re.sub(rf"(?<![\w.]){place[-1]}\.", f"{'.'.join(place)}.", message)
 
 
 def check_keys(cls: type, values: Mapping[str, Any], *, where: str) -> None:
@@ -162,17 +193,31 @@ def require(condition: bool, message: str) -> None:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """`name: old, now new` for each key in which two nested mappings differ, names dotted; for messages."""
+    """`name: old, now new` for each value in which two nested mappings differ, names dotted; for messages."""
     found = []
     for key in sorted(before.keys() | now.keys()):
-        old, new = before.get(key), now.get(key)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found += [f"{key}.{inner}" for inner in differences(old, new)]
-        elif old != new:
+        old = before.get(key)
+        new = now.get(key)
+        if old == new:
+            continue
+        if isinstance(old, Mapping | None) and isinstance(new, Mapping | None):
+            found += [f"{key}.{inner}" for inner in differences(old or {}, new or {})]
+        elif _are_mappings(old) and _are_mappings(new) and len(old) == len(new):
+            by_place = [{str(index): item for index, item in enumerate(items)} for items in (old, new)]
+            found += [f"{key}.{inner}" for inner in differences(*by_place)]
+        else:
             found.append(f"{key}: {_short(old)}, now {_short(new)}")
     return found
 
 
+def _are_mappings(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(item, Mapping) for item in value)
+
+
 def _short(value: Any) -> str:
-    text = str(value)
+    if value is None:
+        return "not set"
+    if value and _are_mappings(value):
+        return f"{len(value)} entries"
+    text = ", ".join(f"{key}={item}" for key, item in value.items()) if isinstance(value, Mapping) else str(value)
     return text if len(text) <= 40 else f"{text[:16]}..."

@@ -9,27 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from dataflex_tools.core.config import require
 from dataflex_tools.core.errors import ConfigError, did_you_mean, one_line
+from dataflex_tools.train.extra import DECIDED, check_names, try_parts
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
-
-# what the plan, or another setting, decides; `extra` must not
-_DECIDED = {
-    "output_dir": "the run's folder",
-    "gradient_accumulation_steps": "training.global_batch_size",
-    "warmup_steps": "training.warmup_ratio",
-    "activation_checkpointing": "training.gradient_checkpointing",
-    "activation_checkpointing_kwargs": "training.gradient_checkpointing",
-    "save_strategy": "training.save_steps",
-    "logging_strategy": "training.logging_steps",
-    "train_sampling_strategy": "the plan",
-    "data_seed": "training.seed",
-    "dataloader_drop_last": "the plan",
-    "ignore_data_skip": "the plan",
-    "auto_find_batch_size": "training.per_device_train_batch_size",
-    "remove_unused_columns": "the plan",
-    "logging_nan_inf_filter": "the plan",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +20,8 @@ class TrainingSettings:
     """Settings of one training. A step consumes `global_batch_size` samples over all ranks,
     at most `per_device_train_batch_size` at once on each.
 
-    `max_steps` above 0 replaces `num_train_epochs`; `save_steps` 0 saves at the end only; `extra` sets any other field
-    of transformers.TrainingArguments.
+    `max_steps` above 0 replaces `num_train_epochs`; `save_steps` 0 saves at the end only; `report_to` may be one text,
+    names with commas between; `extra` sets further fields of transformers.TrainingArguments (see `train.extra`).
     """
 
     num_train_epochs: float = 1.0
@@ -63,10 +46,13 @@ class TrainingSettings:
     deepspeed: str | None = None
     fsdp: bool = False
     fsdp_config: str | None = None
-    report_to: tuple[str, ...] = ()
+    report_to: tuple[str, ...] | str = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if isinstance(self.report_to, str):
+            names = tuple(name.strip() for name in self.report_to.split(",") if name.strip())
+            object.__setattr__(self, "report_to", names)
         has_steps = self.max_steps > 0 or self.max_steps == -1
         require(has_steps, f"training.max_steps is {self.max_steps}, wanted -1 or more than 0")
         require(self.num_train_epochs > 0, f"training.num_train_epochs is {self.num_train_epochs}, wanted more than 0")
@@ -78,11 +64,12 @@ class TrainingSettings:
         require(not (self.deepspeed and self.fsdp), "training.deepspeed and training.fsdp are both set; choose one")
         require(self.fsdp or self.fsdp_config is None, "training.fsdp_config has no effect without training.fsdp")
         for name in self.extra:
-            own = f"training.{name}" if name in {f.name for f in dataclasses.fields(self)} else _DECIDED.get(name)
+            own = f"training.{name}" if name in {f.name for f in dataclasses.fields(self)} else DECIDED.get(name)
             require(own is None, f"training.extra cannot set {name!r}: {own} decides it")
 
 
 _ADAM = ("adamw_torch", "adamw_torch_fused")
+_BY_EVALUATION = ("reduce_lr_on_plateau", "greedy")  # schedules that go by an evaluation loss
 
 
 def _training() -> TrainingSettings:
@@ -163,10 +150,15 @@ def training_arguments(
     from transformers.training_args import OptimizerNames
 
     known = {f.name for f in dataclasses.fields(TrainingArguments) if f.init}
-    _check_extra(settings, known, where)
+    check_names(settings, where)
     for name, names in (("lr_scheduler_type", SchedulerType), ("optim", OptimizerNames)):
         if (found := getattr(settings, name)) not in (options := [str(item.value) for item in names]):
             raise ConfigError(f"{where}.{name} is {found!r}; {did_you_mean(found, options)}")
+    if settings.lr_scheduler_type in _BY_EVALUATION:
+        raise ConfigError(
+            f"{where}.lr_scheduler_type {settings.lr_scheduler_type!r} goes by an evaluation while training, and there is "
+            "none; choose another, e.g. linear or cosine"
+        )
     fields: dict[str, Any] = {
         "output_dir": str(folder),
         "max_steps": total,
@@ -198,30 +190,16 @@ def training_arguments(
     return arguments
 
 
-def _check_extra(settings: TrainingSettings, known: set[str], where: str) -> None:
-    from transformers import TrainingArguments
-
-    kinds = {f.name: f.type for f in dataclasses.fields(TrainingArguments)}
-    wanted: dict[Any, tuple[type, ...]] = {int: (int,), float: (int, float), bool: (bool,)}
-    for name, value in settings.extra.items():
-        if name not in known:
-            raise ConfigError(f"{where}.extra has no setting {name!r}; {did_you_mean(name, known - set(_DECIDED))}")
-        kind = kinds[name]
-        if kind in wanted and not isinstance(value, wanted[kind]):
-            raise ConfigError(f"{where}.extra.{name} is {value!r}, wanted {getattr(kind, '__name__', kind)}")
-
-
 def check_training(settings: TrainingSettings, *, world_size: int, where: str = "training") -> None:
     """Raise ConfigError for settings that cannot work on this machine, whatever the model and the data.
 
-    An optimizer or tracker that is not installed, FSDP without several processes, and all that `training_arguments`
-    finds; a trainer would say so only once the model is loaded.
+    A tracker that is not installed, FSDP without several processes, an optimizer, schedule, loader or kernel that cannot
+    be made, and all that `training_arguments` finds; a trainer would say so only once the model is loaded.
     """
     rows = settings.global_batch_size
     arguments = training_arguments(settings, Path("unused"), num_rows=rows, world_size=world_size, where=where)
     if settings.fsdp and world_size == 1:
         raise ConfigError(f"{where}.fsdp shards a model over several processes; start it with `torchrun` or unset it")
-    from transformers import Trainer
     from transformers.integrations import get_available_reporting_integrations
 
     installed = get_available_reporting_integrations()
@@ -229,8 +207,4 @@ def check_training(settings: TrainingSettings, *, world_size: int, where: str = 
         if name not in (*installed, "all", "none"):
             known = f"installed: {', '.join(installed)}" if installed else "no tracker is installed"
             raise ConfigError(f"{where}.report_to: {name!r} is unknown or not installed; {known}")
-    try:
-        Trainer.get_optimizer_cls_and_kwargs(arguments)
-    except (ImportError, ValueError) as error:
-        if arguments.optim_target_modules is None:  # those that have targets need the model
-            raise ConfigError(f"{where}.optim {settings.optim!r} cannot be used: {one_line(error)}") from None
+    try_parts(arguments, settings, where)
