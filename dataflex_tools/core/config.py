@@ -9,7 +9,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import yaml
 
@@ -97,7 +97,6 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
         raise ConfigError(_in_full(str(error), _place_of(cls, filled, str(error)))) from None
     except ValidationError as error:
         first = error.errors()[0]
-        print(first)
         place = [str(part) for part in first["loc"] if not str(part).startswith("function-")]
         key = ".".join(place)
         if first["type"] == "missing":
@@ -210,7 +209,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _are_mappings(value: Any) -> bool:
+def _are_mappings(value: Any) -> TypeGuard[Sequence[Mapping[str, Any]]]:
     return isinstance(value, list | tuple) and all(isinstance(item, Mapping) for item in value)
 
 

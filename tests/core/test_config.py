@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from dataflex_tools.core.config import apply_overrides, from_mapping, load_yaml, require, to_mapping
+from dataflex_tools.core.config import apply_overrides, differences, from_mapping, load_yaml, require, to_mapping
 from dataflex_tools.core.errors import ConfigError
 
 
@@ -88,3 +88,21 @@ def test_a_config_file_that_is_not_a_mapping_is_an_error(tmp_path, text, message
         path.write_text(text)
     with pytest.raises(ConfigError, match=message):
         load_yaml(path)
+
+
+def test_differences_name_each_value_and_show_no_raw_mappings() -> None:
+    before = {"a": None, "data": [{"path": "x", "form": "auto"}], "n": {"full": False}, "same": {"b": 1}, "more": [{"p": 1}]}
+    now = {"a": {"f": 0.5}, "data": [{"path": "y", "form": "auto"}], "n": {"full": True}, "same": {"b": 1},
+           "more": [{"p": 1}, {"p": 2}]}  # fmt: skip
+    assert differences(before, now) == [
+        "a.f: not set, now 0.5", "data.0.path: x, now y", "more: 1 entries, now 2 entries", "n.full: False, now True",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("place", ["proxy", "warmup"])
+def test_an_error_of_an_inner_setting_has_its_whole_name(place: str) -> None:
+    from dataflex_tools.stages.config import ScoreConfig
+
+    values = {"method": "odm", "model": {"path": "m"}, "data": [{"path": "d"}], "out": "o"}
+    with pytest.raises(ConfigError, match=rf"^{place}\.training\.learning_rate is 0"):
+        from_mapping(ScoreConfig, {**values, place: {"training": {"learning_rate": 0}}}, where="score")
