@@ -140,6 +140,7 @@ REFUSED = {
 # settings without effect unless another one is set
 _NEEDS_WORKERS = ("dataloader_prefetch_factor", "dataloader_multiprocessing_context")
 _OF_TRACKIO = ("project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id")
+_WARMUP_RATIO = 0.03  # the default of TrainingSettings
 # accelerate's settings that share nothing out; the others would change batches or the accumulation
 _ACCELERATOR = ("non_blocking",)
 
@@ -228,8 +229,13 @@ def _try_schedule(arguments: "TrainingArguments", where: str) -> None:
     from transformers import get_scheduler
 
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=arguments.learning_rate)
-    name, given = str(arguments.lr_scheduler_type.value), arguments.lr_scheduler_kwargs
+    name = str(arguments.lr_scheduler_type.value)
+    given = arguments.lr_scheduler_kwargs
     steps = arguments.max_steps
+    if given and name.startswith("constant"):
+        raise ConfigError(f"{where}.extra.lr_scheduler_kwargs has no effect on {name!r}; leave it out")
+    if name == "constant" and arguments.warmup_steps not in (0, _WARMUP_RATIO):
+        raise ConfigError(f"{where}.warmup_ratio has no effect on 'constant'; use constant_with_warmup")
     try:
         get_scheduler(
             name,

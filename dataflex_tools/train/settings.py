@@ -119,7 +119,7 @@ def steps_until(num_epochs: float, num_rows: int, global_batch_size: int) -> int
     return max(1, math.ceil(num_epochs * num_rows / global_batch_size - 1e-9))
 
 
-def micro_batches(settings: TrainingSettings, world_size: int) -> tuple[int, int]:
+def micro_batches(settings: TrainingSettings, world_size: int, *, where: str = "training") -> tuple[int, int]:
     """(samples of a micro-batch, micro-batches per step and rank).
 
     The micro-batch is the largest within `per_device_train_batch_size` that shares the global batch out evenly; its size
@@ -128,7 +128,7 @@ def micro_batches(settings: TrainingSettings, world_size: int) -> tuple[int, int
     share, rest = divmod(settings.global_batch_size, world_size)
     if rest:
         raise ConfigError(
-            f"training.global_batch_size {settings.global_batch_size} is not a multiple of {world_size} ranks; use "
+            f"{where}.global_batch_size {settings.global_batch_size} is not a multiple of {world_size} ranks; use "
             f"{share * world_size or world_size} or {(share + 1) * world_size}"
         )
     size = max(b for b in range(1, settings.per_device_train_batch_size + 1) if share % b == 0)
@@ -142,7 +142,8 @@ def training_arguments(
 
     Raises ConfigError for an unknown name in `extra` or a batch size that does not divide; needs no model.
     """
-    total, (micro_batch, accumulation) = num_steps(settings, num_rows, where=where), micro_batches(settings, world_size)
+    total = num_steps(settings, num_rows, where=where)
+    micro_batch, accumulation = micro_batches(settings, world_size, where=where)
     if settings.deepspeed is not None and not Path(settings.deepspeed).is_file():
         raise ConfigError(f"{where}.deepspeed: {settings.deepspeed} does not exist; give a DeepSpeed JSON file")
     import torch

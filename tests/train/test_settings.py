@@ -7,7 +7,14 @@ import pytest
 
 from dataflex_tools.core.config import from_mapping, to_mapping
 from dataflex_tools.core.errors import ConfigError
-from dataflex_tools.train.settings import TrainingSettings, micro_batches, num_steps, training_arguments
+from dataflex_tools.train import extra
+from dataflex_tools.train.settings import (
+    TrainingSettings,
+    check_training,
+    micro_batches,
+    num_steps,
+    training_arguments,
+)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +66,7 @@ def test_settings_reach_the_trainer_under_their_names(tmp_path: Path) -> None:
         ({"learning_rate": 1.0}, "cannot set 'learning_rate': training.learning_rate decides it"),
         ({"output_dir": "x"}, "cannot set 'output_dir': the run's folder decides it"),
         ({"gradient_accumulation_steps": 2}, "training.global_batch_size decides it"),
-        ({"eval_strategy": "sometimes"}, "sometimes"),
+        ({"eval_strategy": "steps"}, "eval_strategy is not followed.*flextools evaluate"),
     ],
 )
 def test_a_wrong_extra_setting_is_an_error(extra: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -85,3 +92,87 @@ def test_a_missing_deepspeed_file_is_an_error(tmp_path: Path) -> None:
 def test_settings_survive_json() -> None:
     settings = TrainingSettings(report_to=("tensorboard",), extra={"use_cpu": True})
     assert from_mapping(TrainingSettings, to_mapping(settings), where="training") == settings
+
+
+def check(**changes: Any) -> None:
+    check_training(TrainingSettings(**changes), world_size=1)
+
+
+def test_every_field_of_the_installed_version_is_followed_or_refused() -> None:
+    import dataclasses
+
+    from transformers import TrainingArguments
+
+    own = {item.name for item in dataclasses.fields(TrainingSettings)}
+    tables = [own, extra.DECIDED.keys(), extra.REFUSED.keys(), extra.FREE, extra.DECISIVE]
+    known = set().union(*tables)
+    assert {item.name for item in dataclasses.fields(TrainingArguments)} - known == set()
+    assert len(known) == sum(map(len, tables)), "a field is in two tables"
+
+
+@pytest.mark.parametrize("name", sorted(extra.REFUSED))
+def test_a_field_that_is_not_followed_is_refused_with_what_to_do(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"training.extra.{name} is not followed: .*; leave it out"):
+        check(extra={name: True})
+
+
+def test_a_field_that_nobody_has_looked_at_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extra, "FREE", extra.FREE - {"ddp_timeout"})
+    with pytest.raises(ConfigError, match="ddp_timeout is new in transformers"):
+        check(extra={"ddp_timeout": 60})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"extra": {"dataloader_prefetch_factor": 2}}, "no effect without dataloader_num_workers above 0"),
+        ({"extra": {"dataloader_multiprocessing_context": "fork"}}, "no effect without dataloader_num_workers"),
+        (
+            {"extra": {"dataloader_num_workers": 1, "dataloader_multiprocessing_context": "knife"}},
+            "loader with these dataloader_ settings cannot be made",
+        ),
+        ({"extra": {"run_name": "a"}}, "no effect without report_to"),
+        ({"extra": {"project": "a"}}, "no effect without report_to=trackio"),
+        ({"extra": {"liger_kernel_config": {"rope": True}}}, "no effect without use_liger_kernel=true"),
+        ({"extra": {"optim_target_modules": ["a"]}}, "no effect on adamw_torch"),
+        ({"extra": {"optim_args": "scale=2"}}, "optim_args 'scale=2' has no effect on adamw_torch"),
+        ({"extra": {"lr_scheduler_kwargs": {"num_cycles": 2}}}, "'linear' cannot be made with"),
+        (
+            {"lr_scheduler_type": "constant", "extra": {"lr_scheduler_kwargs": {"num_cycles": 2}}},
+            "lr_scheduler_kwargs has no effect on 'constant'",
+        ),
+        ({"lr_scheduler_type": "constant", "warmup_ratio": 0.1}, "warmup_ratio has no effect on 'constant'"),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "cosine_with_min_lr.* cannot be made"),
+        ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "goes by an evaluation"),
+        ({"extra": {"accelerator_config": {"split_batches": True}}}, "sets split_batches"),
+        ({"extra": {"accelerator_config": {"gradient_accumulation_kwargs": {"num_steps": 3}}}}, "wanted a mapping"),
+        ({"extra": {"torch_compile": True, "torch_compile_backend": "abacus"}}, "torch_compile cannot be used"),
+        ({"extra": {"fp16": True, "use_cpu": True}}, "fp16 needs an accelerator"),
+        ({"extra": {"debug": "everything"}}, "everything"),
+    ],
+)
+def test_what_has_no_effect_or_cannot_be_made_is_found_without_a_model(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check(**changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"extra": {"dataloader_num_workers": 1, "dataloader_prefetch_factor": 3}},
+        {"lr_scheduler_type": "cosine", "extra": {"lr_scheduler_kwargs": {"num_cycles": 2}}},
+        {"lr_scheduler_type": "cosine_with_min_lr", "extra": {"lr_scheduler_kwargs": {"min_lr": 1e-6}}},
+        {"optim": "adafactor", "extra": {"label_smoothing_factor": 0.1, "neftune_noise_alpha": 5.0}},
+        {"extra": {"accelerator_config": {"non_blocking": True}, "ddp_timeout": 60}},
+    ],
+)
+def test_what_works_is_let_through(changes: dict[str, Any]) -> None:
+    check(**changes)
+
+
+def test_trackers_may_be_one_text() -> None:
+    assert TrainingSettings(report_to="wandb, tensorboard").report_to == ("wandb", "tensorboard")
+    assert TrainingSettings(report_to="wandb") == TrainingSettings(report_to=("wandb",))
+    assert from_mapping(TrainingSettings, {"report_to": "wandb"}, where="training").report_to == ("wandb",)
+    with pytest.raises(ConfigError, match="report_to is 3, wanted a list of values"):
+        from_mapping(TrainingSettings, {"report_to": 3}, where="training")
