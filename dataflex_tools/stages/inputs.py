@@ -111,6 +111,13 @@ def rows_digest(tokens: Any) -> str:
     return digest({"ids": ids_digest(tokens.ids_N16), **facts})
 
 
+def router_rule(model: ModelSettings) -> dict[str, str]:
+    """What an address says of the router's loss: nothing of a model that asks for none."""
+    from dataflex_tools.train.router_loss import router_term
+
+    return {"router_loss": "global batch"} if router_term(empty_model(model).config) is not None else {}
+
+
 def cache_folder(root: Path, *, is_dry: bool) -> AbstractContextManager[Path]:
     """Where corpora and tokens are cached: under `root`, or for a dry run in a folder that goes away."""
     if not is_dry:

@@ -56,9 +56,12 @@ class Prepared:
     @property
     def base(self) -> dict[str, Any]:
         """What every small model depends on."""
+        from dataflex_tools.train.run import deciding
+
         return {
             "model": self.model_info["sha256"], "dtype": self.config.model.dtype, "corpus": self.text.train_digest,
-            "render": self.text.train.render_digest, "training": _deciding(self.config.proxy.training),
+            "render": self.text.train.render_digest, "training": deciding(self.config.proxy.training),
+            **inputs.router_rule(self.config.model),
         }  # fmt: skip
 
     @property
@@ -78,13 +81,6 @@ def measures_held_out(method: Any) -> bool:
     """Whether a mixer decides by held-out text."""
     is_online = isinstance(method, OnlineMixer) and method.observes in ("held_out_loss", "router_load")
     return is_online or isinstance(method, SwarmMixer)
-
-
-def _deciding(training: Any) -> dict[str, Any]:
-    """The settings that decide what a training computes, not how it is shared out, watched and kept."""
-    from dataflex_tools.train.run import FREE
-
-    return {key: value for key, value in to_mapping(training).items() if key not in FREE}
 
 
 def _reference_address(config: ScoreConfig, method: Any) -> Any:
@@ -301,7 +297,7 @@ def _fit(prepared: Prepared, folder: Path, mixture: Mixture, made_from: Mapping[
 
     training, tokens = prepared.config.proxy.training, prepared.text.train
     sampler = inputs.mixture_sampler(tokens, mixture, training, seed=training.seed, where="proxy.training")
-    options = FitOptions(tokenizer=prepared.tokenizer.value, made_from=made_from, loop=loop)
+    options = FitOptions(tokenizer=prepared.tokenizer.value, made_from=made_from, loop=loop, where="proxy.training")
     return run_training(partial(load_model, prepared.config.model), tokens, sampler, training, folder, options=options)
 
 

@@ -18,7 +18,7 @@ from dataflex_tools.core.config import from_mapping, to_mapping
 from dataflex_tools.core.errors import ConfigError
 from dataflex_tools.core.fingerprint import digest, file_sha256
 from dataflex_tools.models.settings import ModelSettings
-from dataflex_tools.stages.inputs import Side
+from dataflex_tools.stages.inputs import Side, router_rule
 from dataflex_tools.train.settings import TrainingSettings, WarmupSettings
 
 logger = logging.getLogger("flextools")
@@ -86,7 +86,8 @@ def warmup_spec(model: ModelSettings, model_sha256: str, render_digest: str, set
     """Everything the warm-up depends on but its samples."""
     shape = {key: value for key, value in to_mapping(model).items() if key not in ("path", "revision")}
     training = {k: v for k, v in to_mapping(settings).items() if k != "max_growth"}
-    return {"kind": "warmup", "model": model_sha256, "load": shape, "render": render_digest, "warmup": training}
+    own = {"kind": "warmup", "model": model_sha256, "load": shape, "render": render_digest, "warmup": training}
+    return own | router_rule(model)
 
 
 def find_warmup(root: Path, spec: Mapping[str, Any], side: Side, settings: WarmupSettings) -> tuple[Warmup | None, Path]:

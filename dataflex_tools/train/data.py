@@ -44,10 +44,14 @@ def dataset_of(tokens: "Tokens | Blocks") -> TokensDataset:
 
 
 class PadCollator:
-    """Pads on the right: a causal model needs no mask then, as no token sees the padding."""
+    """Pads on the right: a causal model needs no mask then, as no token sees the padding.
 
-    def __init__(self, pad_id: int = 0) -> None:
+    `with_mask` adds one, (B, T), for what counts tokens beside their losses: the balance of a mixture of experts.
+    """
+
+    def __init__(self, pad_id: int = 0, *, with_mask: bool = False) -> None:
         self.pad_id = pad_id
+        self.with_mask = with_mask
 
     def __call__(self, items: Sequence[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
         """`input_ids` and `labels`, (B, T); labels of padding are -100."""
@@ -59,4 +63,7 @@ class PadCollator:
         batch = {"input_ids": torch.from_numpy(ids_BT), "labels": torch.from_numpy(labels_BT)}
         if "position_ids" in items[0]:  # of blocks, which are equally long
             batch["position_ids"] = torch.from_numpy(np.stack([item["position_ids"] for item in items]))
+        elif self.with_mask:
+            length_B1 = torch.tensor([[len(item["input_ids"])] for item in items])
+            batch["attention_mask"] = (torch.arange(shape[1]) < length_B1).long()
         return batch

@@ -121,6 +121,7 @@ class MixTrainer(PlanTrainer):
         if self.label_smoother is not None:
             raise ConfigError("label_smoothing_factor has no effect on a mixer's losses; leave it out")
         self.model_accepts_loss_kwargs = False  # the losses below are means over the global batch already
+        self.compute_loss_func = None
         self._rows_B = np.empty(0, np.int64)
         self._num_labels_K = np.zeros(len(loop.domains))
         self._seen = np.zeros((2, len(loop.domains)))
@@ -140,6 +141,11 @@ class MixTrainer(PlanTrainer):
             for state in self.trajectory.states[1:]:
                 self.plan_sampler.extend(state.step * self.plan_batch_size, state.weight_K)
 
+    @property
+    def looks_ahead(self) -> bool:
+        """Also where the mixer weighs the loss: it decides on the whole global batch."""
+        return super().looks_ahead or self.loop.mixer.weighs_loss
+
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], torch.Tensor | int | None]:
@@ -150,15 +156,21 @@ class MixTrainer(PlanTrainer):
         row_G = self.plan_sampler.rows_at(start, start + self.plan_batch_size)
         weights_G = self.loop.num_labels_N[row_G].astype(np.float64)
         self._num_labels_K = np.bincount(self.loop.group_N[row_G], weights=weights_G, minlength=len(self.loop.domains))
-        if self.loop.mixer.weighs_loss and len(batches) > 1:
-            self.model_wrapped.train()  # as the step itself will: its first pass comes before the trainer says so
-            with torch.no_grad():
-                for batch in batches:
-                    inputs = self._prepare_inputs({key: value for key, value in batch.items() if key != ROWS})
-                    with self.compute_loss_context_manager():
-                        self._note(*_token_losses(self.model_wrapped, inputs), batch[ROWS])
-            self._decide()
         return batches, None
+
+    def look(self, inputs: dict[str, Any], row_B: np.ndarray) -> None:
+        """Run a micro-batch forward and note what the mixer, and the router's loss, need of it."""
+        loss_BT, is_label_BT, outputs = _token_losses(self.model_wrapped, inputs)
+        if self.loop.mixer.weighs_loss:
+            self._note(loss_BT, is_label_BT, row_B)
+        if self.router_loss is not None:
+            self.router_loss.note(outputs, inputs.get("attention_mask"))
+
+    def decide(self) -> None:
+        """End a look at all micro-batches of a step: a mixer that weighs the loss decides."""
+        super().decide()
+        if self.loop.mixer.weighs_loss:
+            self._decide()
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
@@ -172,14 +184,17 @@ class MixTrainer(PlanTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:  # fmt: skip
         """This micro-batch's part of the global batch's loss, times ranks and micro-batches, which average it."""
-        loss_BT, is_label_BT = _token_losses(model, inputs)
+        loss_BT, is_label_BT, outputs = _token_losses(model, inputs)
         weighs, is_alone = self.loop.mixer.weighs_loss, self.args.gradient_accumulation_steps == 1
         if not weighs or is_alone:
             self._note(loss_BT.detach(), is_label_BT, self._rows_B)
         if weighs and is_alone:
             self._decide()
         share = self.args.world_size * self.current_gradient_accumulation_steps
-        return self._part(loss_BT, is_label_BT) * share
+        part = self._part(loss_BT, is_label_BT)
+        if self.router_loss is not None:
+            part = part + self.router_part(outputs)
+        return part * share
 
     def _part(self, loss_BT: torch.Tensor, is_label_BT: torch.Tensor) -> torch.Tensor:
         loop = self.loop
@@ -214,7 +229,7 @@ class MixTrainer(PlanTrainer):
             names = [name for name, is_bad in zip(self.loop.domains.names, ~np.isfinite(total[0]), strict=True) if is_bad]
             raise DataError(
                 f"the loss of {', '.join(names)} is not finite at step {self.state.global_step + 1}; lower "
-                "training.learning_rate, or train in another precision"
+                f"{self.where}.learning_rate, or train in another precision"
             )
         return np.asarray(total)
 
@@ -275,9 +290,11 @@ class _DueRows:
             yield {**trainer.data_collator([self.dataset[row] for row in row_B.tolist()]), ROWS: row_B}
 
 
-def _token_losses(model: nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(loss of each token but the first, nats float32, 0 where there is no label; whether it is a label), (B, T - 1)."""
+def _token_losses(model: nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, Any]:
+    """(loss of each token but the first, nats float32, 0 where there is no label; whether it is a label), (B, T - 1), and
+    what the model put out."""
     labels_BT = inputs["labels"][:, 1:]
-    logits = model(**{key: value for key, value in inputs.items() if key != "labels"}, use_cache=False).logits
-    loss = F.cross_entropy(logits[:, :-1].float().flatten(0, 1), labels_BT.flatten(), reduction="none")
-    return loss.view(labels_BT.shape), labels_BT != -100
+    outputs = model(**{key: value for key, value in inputs.items() if key != "labels"}, use_cache=False)
+    logits = outputs.logits[:, :-1].float().flatten(0, 1)
+    loss = F.cross_entropy(logits, labels_BT.flatten(), reduction="none")
+    return loss.view(labels_BT.shape), labels_BT != -100, outputs

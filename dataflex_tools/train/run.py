@@ -23,19 +23,23 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from dataflex_tools.artifact.files import write_bytes
 from dataflex_tools.core import dist
-from dataflex_tools.core.config import to_mapping
+from dataflex_tools.core.config import differences, to_mapping
 from dataflex_tools.core.errors import ConfigError
 from dataflex_tools.core.fingerprint import canonical_json, ids_digest
 from dataflex_tools.core.mixing import MixState
 from dataflex_tools.sampler.plan_sampler import Stream
+from dataflex_tools.train import extra
 from dataflex_tools.train.data import PadCollator, dataset_of
 from dataflex_tools.train.ledger import Ledger
 from dataflex_tools.train.mixing import Loop, MixTrainer
 from dataflex_tools.train.progress import ReportProgress, write_log
+from dataflex_tools.train.router_loss import RouterTerm, router_term
 from dataflex_tools.train.settings import TrainingSettings, training_arguments
 from dataflex_tools.train.trainer import PlanTrainer
 
 if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
     from dataflex_tools.data.tokenized import Tokens
 
 logger = logging.getLogger("flextools")
@@ -50,7 +54,8 @@ class FitOptions:
     """What a training may be given besides rows and settings.
 
     `made_from`: further facts a resume must agree with, such as the digests of model and plan. `loop`: an online mixer
-    that decides while the model trains; the sampler is then a `MixtureSampler`.
+    that decides while the model trains; the sampler is then a `MixtureSampler`. `where`: what the settings are called in
+    messages.
     """
 
     collator: Callable[[Any], Any] | None = None
@@ -58,6 +63,7 @@ class FitOptions:
     callbacks: Sequence[TrainerCallback] = ()
     made_from: Mapping[str, Any] = field(default_factory=dict)
     loop: Loop | None = None
+    where: str = "training"
 
 
 @dataclass(frozen=True)
@@ -133,7 +139,9 @@ def build_trainer(
 ) -> PlanTrainer:
     """The trainer of a run, before its first or next step; arguments and errors are those of `run_training`."""
     checkpoints, world_size = folder / "checkpoints", dist.world_size()
-    arguments = training_arguments(settings, checkpoints, num_rows=sampler.num_rows, world_size=world_size)
+    arguments = training_arguments(
+        settings, checkpoints, num_rows=sampler.num_rows, world_size=world_size, where=options.where
+    )
     arguments.disable_tqdm = not sys.stderr.isatty()
     identity = _identity(tokens, sampler, settings, options)
     _check_same_run(folder, identity)
@@ -142,12 +150,23 @@ def build_trainer(
     _record_run(folder, identity)  # not before: a model that cannot be loaded leaves no folder
     given = {"callbacks": list(options.callbacks), "sampler": sampler}
     given |= {"ledger": Ledger(folder / "journal", rank=dist.rank())}
-    parts = (built, arguments, options.collator or PadCollator(pad_id or 0), dataset_of(tokens))
+    term = router_term(built.config)
+    collator = options.collator or PadCollator(pad_id or 0, with_mask=term is not None)
+    parts = (built, arguments, collator, dataset_of(tokens))
     trainer = PlanTrainer(*parts, **given) if options.loop is None else MixTrainer(*parts, **given, loop=options.loop)
     batch_size = settings.global_batch_size
     trainer.add_callback(ReportProgress(folder / "log.parquet", sampler, tokens.num_tokens_N, batch_size))
+    trainer.where = options.where
+    if term is not None:
+        _say_router_loss(term, arguments)
     trainer.remove_callback(PrinterCallback)  # it prints to stdout, which belongs to the command's answer
     return trainer
+
+
+def _say_router_loss(term: RouterTerm, arguments: "TrainingArguments") -> None:
+    count = arguments.gradient_accumulation_steps
+    cost = f"; for it a step of {count} micro-batches takes one more forward pass of each" if count > 1 else ""
+    logger.info("the loss has %g times the load balance of the experts over each global batch%s", term.coefficient, cost)
 
 
 def resume(trainer: PlanTrainer) -> None:
@@ -203,10 +222,15 @@ def write_ledger(trainer: PlanTrainer, tokens: "Tokens", path: Path) -> None:
     trainer.ledger.write(path, ids_N16=tokens.ids_N16, group_N=tokens.group_N, group_names=tokens.group_names)
 
 
-def _identity(tokens: "Tokens", sampler: Stream, settings: TrainingSettings, options: FitOptions) -> dict[str, Any]:
+def deciding(settings: TrainingSettings) -> dict[str, Any]:
+    """The settings that decide what a training computes, not how it is shared out, watched and kept."""
     own = {name: value for name, value in to_mapping(settings).items() if name not in FREE}
+    return own | {"extra": extra.deciding(own["extra"])}
+
+
+def _identity(tokens: "Tokens", sampler: Stream, settings: TrainingSettings, options: FitOptions) -> dict[str, Any]:
     return {
-        **{f"training.{name}": value for name, value in own.items()},
+        **{f"training.{name}": value for name, value in deciding(settings).items()},
         "selected rows": sampler.digest,
         "data": ids_digest(tokens.ids_N16),
         "rendering": tokens.render_digest,
@@ -222,12 +246,12 @@ def _check_same_run(folder: Path, identity: Mapping[str, Any]) -> None:
             before = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
             raise ConfigError(f"{path} was changed: it is not JSON; choose another --out, or remove the folder") from None
-        names = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
-        if names:
-            shown = "; ".join(f"{name}: {_short(before.get(name))}, now {_short(now.get(name))}" for name in names[:5])
+        # an earlier version recorded what may differ, too
+        before["training.extra"] = extra.deciding(before.get("training.extra") or {})
+        if names := differences(before, now):
             raise ConfigError(
-                f"{folder} holds a training that was started with something else ({shown}); choose another --out, or "
-                "remove the folder"
+                f"{folder} holds a training that was started with something else ({'; '.join(names[:5])}); choose another "
+                "--out, or remove the folder"
             )
     dist.barrier()  # no rank writes before all have looked
 
@@ -238,11 +262,6 @@ def _record_run(folder: Path, identity: Mapping[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         now = json.loads(canonical_json(identity))
         write_bytes(folder / "run.json", json.dumps(now, indent=1, sort_keys=True).encode())
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else text[:16] + "..."
 
 
 def _remove_unfinished(checkpoints: Path) -> None:

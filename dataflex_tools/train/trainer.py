@@ -7,21 +7,26 @@ again, and step t takes positions t * G .. (t + 1) * G - 1 of the stream on any 
 Extension points used: get_train_dataloader, training_step, callbacks.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from peft import PeftModel
+from safetensors import safe_open
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from dataflex_tools.core.errors import ConfigError, DataError
 from dataflex_tools.sampler.plan_sampler import PlanBatches, Stream
 from dataflex_tools.train.ledger import Ledger
+from dataflex_tools.train.router_loss import RouterLoss, balance, router_term, shift_cross_entropy
 from dataflex_tools.train.settings import steps_until
 
+# relative; the same logits give the same loss to float32 rounding, about 1e-6
+_SAME_LOSS = 1e-4
 ROWS = "plan_rows"  # batch key of the rows a micro-batch holds; a numpy array, so it is never moved to a device
 
 if TYPE_CHECKING:
@@ -36,6 +41,8 @@ class PlanTrainerMixin(_Base):
     Rows of the sampler index `train_dataset`. With `args.max_steps` unset, `args.num_train_epochs` counts passes over
     the sampler's rows. Raises ConfigError for arguments that would change the batches behind the plan's back.
     """
+
+    where = "training"  # what the settings are called in messages
 
     def __init__(self, *args: Any, sampler: Stream, ledger: Ledger | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -55,7 +62,11 @@ class PlanTrainerMixin(_Base):
         """The base class's loader, fed by the plan."""
         base = super().get_train_dataloader()
         self._plan_batches = self._new_batches()
-        workers = {"prefetch_factor": base.prefetch_factor, "persistent_workers": base.persistent_workers}
+        workers = {
+            "prefetch_factor": base.prefetch_factor,
+            "persistent_workers": base.persistent_workers,
+            "multiprocessing_context": base.multiprocessing_context,
+        }
         loader = DataLoader(
             _WithRows(base.dataset),
             batch_sampler=self._plan_batches,
@@ -90,7 +101,142 @@ class PlanTrainerMixin(_Base):
 
 
 class PlanTrainer(PlanTrainerMixin, Trainer):
-    """`transformers.Trainer` that follows a plan."""
+    """`transformers.Trainer` that follows a plan, with one rule for what a loss has beside its cross entropy.
+
+    The load-balancing loss of a mixture of experts is that of the whole global batch (see `router_loss`): with several
+    micro-batches a step costs one more forward pass of each. Any other term would depend on how a step is shared out, and
+    is refused with a ConfigError once the first batch shows it.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        term = router_term(self.model.config) if self.compute_loss_func is None else None
+        self.router_loss = RouterLoss(term) if term is not None else None
+        self._has_own_loss = self.compute_loss_func is not None
+        self._are_terms_known = self._has_own_loss
+        self._mask_BT: torch.Tensor | None = None
+        if self.router_loss is not None:
+            self.compute_loss_func = self._whole_loss
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train, from a checkpoint's folder if one is given, all of whose weights are loaded whatever they are called."""
+        is_sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled  # their engines keep names of their own
+        if isinstance(resume_from_checkpoint, str) and not is_sharded and isinstance(self.model, PreTrainedModel):
+            load_renamed(self.model, Path(resume_from_checkpoint))
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether the micro-batches of a step are run forward before any of them is trained on."""
+        return self.router_loss is not None
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], torch.Tensor | int | None]:
+        """The micro-batches of a step, looked through where the loss depends on all of them."""
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not self._are_terms_known and batches:
+            self._check_terms(batches[0])
+            self._are_terms_known = True
+        if self.looks_ahead and len(batches) > 1:
+            self.model_wrapped.train()  # as the step itself will: its first pass comes before the trainer says so
+            with torch.no_grad():
+                for batch in batches:
+                    inputs = self._prepare_inputs({key: value for key, value in batch.items() if key != ROWS})
+                    with self.compute_loss_context_manager():
+                        self.look(inputs, batch[ROWS])
+            self.decide()
+        return batches, num_items
+
+    def look(self, inputs: dict[str, Any], row_B: np.ndarray) -> None:
+        """Run a micro-batch forward and note what the step's loss needs of it."""
+        assert self.router_loss is not None
+        outputs = self.model_wrapped(**{key: value for key, value in inputs.items() if key != "labels"})
+        self.router_loss.note(outputs, inputs.get("attention_mask"))
+
+    def decide(self) -> None:
+        """End a look at all micro-batches of a step."""
+        if self.router_loss is not None:
+            self.router_loss.settle(lambda total: self.accelerator.reduce(total, reduction="sum"))
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """Train on a micro-batch whose padding is known."""
+        mask_BT = inputs.get("attention_mask")
+        self._mask_BT = None if mask_BT is None else mask_BT.to(self.args.device)
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def router_part(self, outputs: Any) -> torch.Tensor:
+        """The running micro-batch's part of the global batch's load-balancing loss."""
+        assert self.router_loss is not None
+        if self.current_gradient_accumulation_steps == 1:
+            self.router_loss.note(outputs, self._mask_BT)
+            self.router_loss.settle(lambda total: self.accelerator.reduce(total, reduction="sum"))
+        return self.router_loss.part(outputs, self._mask_BT)
+
+    def _whole_loss(
+        self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """This micro-batch's part of the global batch's loss; the trainer adds parts up and multiplies by ranks."""
+        if self.label_smoother is not None:
+            loss = self.label_smoother(outputs, labels, shift_labels=True, num_items_in_batch=num_items_in_batch)
+        else:
+            model = _base_model(self.model)
+            size = model.config.get_text_config().vocab_size
+            loss = model.loss_function(
+                logits=outputs.logits, labels=labels, vocab_size=size, num_items_in_batch=num_items_in_batch
+            )
+        return loss + self.router_part(outputs)
+
+    def _check_terms(self, batch: dict[str, Any]) -> None:
+        """Raise ConfigError if the model's own loss has a term that is not accounted for, by the batch's first sample."""
+        one = self._prepare_inputs({key: value[:1] for key, value in batch.items() if key != ROWS})
+        labels_BT = one.pop("labels")
+        was_training = self.model.training
+        self.model.eval()
+        with torch.no_grad(), self.compute_loss_context_manager():
+            own = float(self.model(**one, labels=labels_BT, use_cache=False).loss)
+            outputs = self.model(**one, use_cache=False)
+            wanted = float(shift_cross_entropy(outputs.logits, labels_BT))
+            if self.router_loss is not None:
+                wanted += float(balance(outputs, self.router_loss.term, one.get("attention_mask")))
+        self.model.train(was_training)
+        if abs(own - wanted) > _SAME_LOSS * max(1.0, abs(wanted)):
+            kind = _base_model(self.model).config.model_type
+            terms = "cross entropy" if self.router_loss is None else "cross entropy and load balancing"
+            raise ConfigError(
+                f"the loss of this {kind} model is {own:.4f} where {terms} alone is {wanted:.4f}: it has a term that would "
+                "depend on how a step is shared out; set its coefficient to 0 in the model's config.json "
+                "(or output_router_logits to false, if it is the router's)"
+            )
+
+
+def load_renamed(model: PreTrainedModel, folder: Path) -> None:
+    """Load the weights of a checkpoint of `model` whose files give some another name or form than the model does.
+
+    So it is with fused experts, which are saved one by one: the base class finds no such names, warns, and would go on from
+    the weights it started with. Raises ConfigError if a weight is in no file.
+    """
+    saved: set[str] = set()
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            saved.update(file.keys())
+    if not saved or model.state_dict().keys() <= saved:
+        return
+    loaded, report = type(model).from_pretrained(
+        folder, config=model.config, dtype=model.dtype, output_loading_info=True, ignore_mismatched_sizes=True
+    )
+    if faults := sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]])):
+        raise ConfigError(
+            f"{folder} lacks {len(faults)} weights of the model, e.g. {faults[0]}: nothing can go on from it; remove it"
+        )
+    model.load_state_dict(loaded.state_dict())
+
+
+def _base_model(model: Any) -> Any:
+    """The model below an adapter."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 class _FollowPlan(TrainerCallback):
@@ -118,8 +264,8 @@ class _FollowPlan(TrainerCallback):
         loss = (logs or {}).get("loss", 0.0)
         if not np.isfinite(loss):
             raise DataError(
-                f"the training loss is {loss} at step {state.global_step}; lower training.learning_rate, or train in "
-                "another precision"
+                f"the training loss is {loss} at step {state.global_step}; lower {self._trainer.where}.learning_rate, "
+                "or train in another precision"
             )
 
 

@@ -47,8 +47,9 @@ def loop_for(mixer: Any, tokens: FakeTokens, **more: Any) -> Loop:
 
 
 def train(
-    folder: Path, mixer: Any, *, callbacks: tuple[Any, ...] = (), loop: Loop | None = None, **changes: Any
-) -> TrainingRun:
+    folder: Path, mixer: Any, *, callbacks: tuple[Any, ...] = (), loop: Loop | None = None,
+    model: Callable[[], Any] = lambda: make_model(lora=False), **changes: Any,
+) -> TrainingRun:  # fmt: skip
     tokens = make_tokens(30)
     settings = make_settings(**({"max_steps": STEPS, "save_steps": 4, "global_batch_size": 8} | changes))
     loop = loop or loop_for(mixer, tokens)
@@ -56,7 +57,7 @@ def train(
     rows_K = [np.flatnonzero(tokens.group_N == k) for k in range(3)]
     sampler = MixtureSampler(rows_K, (np.zeros(1, np.int64), weights[None]), seed=3)
     options = FitOptions(callbacks=callbacks, loop=loop)
-    return run_training(lambda: make_model(lora=False), tokens, sampler, settings, folder, options=options)
+    return run_training(model, tokens, sampler, settings, folder, options=options)
 
 
 def doremi(**settings: Any) -> Doremi:

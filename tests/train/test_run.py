@@ -186,3 +186,27 @@ def test_deepspeeds_settings_do_not_outlive_a_training(tmp_path: Path, monkeypat
     with pytest.raises(Killed):
         train(tmp_path)
     assert not is_deepspeed_zero3_enabled()
+
+
+def test_a_resume_may_load_data_in_another_way_and_ends_the_same(whole: TrainingRun, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        train(tmp_path, callbacks=(KillBefore(5),))
+    extra = {"use_cpu": True, "dataloader_num_workers": 1, "logging_first_step": False}
+    assert_same_run(train(tmp_path, extra=extra), whole)
+
+
+def test_a_run_whose_way_of_loading_was_recorded_as_a_fact_goes_on(whole: TrainingRun, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        train(tmp_path, callbacks=(KillBefore(5),))
+    path = tmp_path / "run.json"
+    before = json.loads(path.read_text())
+    before["training.extra"]["dataloader_num_workers"] = 2  # as an earlier version did
+    path.write_text(json.dumps(before))
+    assert_same_run(train(tmp_path), whole)
+
+
+def test_another_setting_of_extra_is_refused_by_its_name(tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        train(tmp_path, callbacks=(KillBefore(5),))
+    with pytest.raises(ConfigError, match=r"training\.extra\.label_smoothing_factor: not set, now 0\.1"):
+        train(tmp_path, extra={"use_cpu": True, "label_smoothing_factor": 0.1})
