@@ -157,7 +157,10 @@ def train(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Train on what an artifact picked; a killed run goes on where its last checkpoint stands."""
+    """Train on what an artifact picked or mixed; a killed run goes on where its last checkpoint stands.
+
+    Trained are all weights on packed text or from random weights, else a LoRA adapter; --set full=true or false decides.
+    """
     from dataflex_tools.stages.config import build
     from dataflex_tools.stages.train import default_out, with_whole_model
 
@@ -210,8 +213,7 @@ def evaluate(
     if dry_run:
         from dataflex_tools.stages.estimate import estimate_evaluate
 
-        for each in settings:
-            _print_estimate(estimate_evaluate(each), as_json=as_json)
+        _print_estimates({each.run: estimate_evaluate(each) for each in settings}, as_json=as_json)
         return
     from dataflex_tools.report.tables import losses_table, runs_table
     from dataflex_tools.stages.evaluate import evaluate as run_stage
@@ -500,6 +502,20 @@ def _print_estimate(estimate: Any, *, as_json: bool) -> None:
 
     if dist.is_main():
         typer.echo(json.dumps(asdict(estimate)) if as_json else estimate_table(asdict(estimate)))
+
+
+def _print_estimates(estimates: Mapping[str, Any], *, as_json: bool) -> None:
+    """One document in any case: of several runs a mapping of run to estimate, or a table under each run's name."""
+    from dataclasses import asdict
+
+    from dataflex_tools.report.tables import estimate_table
+
+    if len(estimates) == 1:
+        _print_estimate(*estimates.values(), as_json=as_json)
+    elif dist.is_main() and as_json:
+        typer.echo(json.dumps({name: asdict(estimate) for name, estimate in estimates.items()}))
+    elif dist.is_main():
+        typer.echo("\n\n".join(f"{name}\n{estimate_table(asdict(each))}" for name, each in estimates.items()))
 
 
 def start_logging() -> None:

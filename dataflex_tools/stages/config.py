@@ -100,8 +100,8 @@ class MixingSettings:
 class TrainConfig:
     """`flextools train`: follow `artifacts` within `budget`; model, data, render and pack are the artifact's unless given.
 
-    A selection needs a budget; a mixture alone takes all rows, and `training.max_steps` says how long. `full` trains all
-    weights instead of a LoRA adapter.
+    A selection needs a budget; a mixture alone takes all rows, and `training.max_steps` says how long. `full`: all weights
+    are trained, or a LoRA adapter (`model.lora`); unless given, all of them on packed text or from random weights.
     """
 
     artifacts: tuple[str, ...]
@@ -113,7 +113,7 @@ class TrainConfig:
     pack: PackSettings | None = None
     mixing: MixingSettings = field(default_factory=MixingSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
-    full: bool = False
+    full: bool | None = None
 
     def __post_init__(self) -> None:
         require(len(self.artifacts) > 0, "train: no artifact given; run `flextools score` and pass --artifacts FOLDER")

@@ -162,7 +162,7 @@ def _flops_per_second() -> float:
 def estimate_train(config: TrainConfig) -> Estimate:
     """Prepare as the train stage would, in a cache that goes away. Writes nothing."""
     from dataflex_tools.models.load import num_parameters
-    from dataflex_tools.stages.train import is_done
+    from dataflex_tools.stages.train import is_done, mixture_line, weights_line
     from dataflex_tools.stages.train import prepare as prepare_train
 
     with inputs.cache_folder(Path(config.out), is_dry=True) as cache:
@@ -171,16 +171,20 @@ def estimate_train(config: TrainConfig) -> Estimate:
         steps = num_steps(config.training, prepared.sampler.num_rows)
         size = num_parameters(prepared.model)
         # 6 flops per parameter and token when all weights train, 4 with an adapter
-        flops = (6.0 if config.full else 4.0) * size * float(tokens.mean()) * steps * config.training.global_batch_size
+        full = prepared.config.full
+        flops = (6.0 if full else 4.0) * size * float(tokens.mean()) * steps * config.training.global_batch_size
         picked = f"{len(prepared.rows):,} of {len(prepared.side.tokens):,} samples, {int(tokens.sum()):,} tokens"
         parts: list[dict[str, Any]] = [{"part": "selection", "what": picked, "to_do": 0}]
+        if (mixture := prepared.plans.mixture) is not None:
+            parts.append({"part": "mixture", "what": mixture_line(mixture.mixture, config.mixing.unit), "to_do": 0})
+        parts.append({"part": "trained", "what": weights_line(prepared.config), "to_do": 0})
         if is_done(prepared):
             parts.append({"part": "training", "what": f"reused: {config.out}", "to_do": 0})
         else:
             what = f"{steps:,} steps of {config.training.global_batch_size}"
             parts.append({"part": "training", "what": what, "to_do": steps, "seconds": flops / _flops_per_second()})
     # weights; with all of them trained also gradients and two Adam moments
-    memory = (16 if config.full else 4) * size
+    memory = (16 if full else 4) * size
     return Estimate(parts, sum(part.get("seconds", 0.0) for part in parts), 0, memory)
 
 

@@ -25,6 +25,7 @@ from dataflex_tools.core.cache import cache_folder
 from dataflex_tools.core.config import differences, from_mapping, merged, to_mapping
 from dataflex_tools.core.errors import ArtifactError, ConfigError
 from dataflex_tools.core.fingerprint import digest
+from dataflex_tools.core.mixing import Mixture
 from dataflex_tools.core.plan import Budget, select_rows
 from dataflex_tools.data.sources import check_exists
 from dataflex_tools.data.tokenized import RenderSettings
@@ -33,6 +34,7 @@ from dataflex_tools.sampler.mixture_sampler import MixtureSampler
 from dataflex_tools.sampler.plan_sampler import PlanSampler
 from dataflex_tools.stages import inputs
 from dataflex_tools.stages.config import MixingSettings, ScoreConfig, TrainConfig, recorded, restored, without_code
+from dataflex_tools.stages.proxies import weights_text
 from dataflex_tools.train.settings import num_steps
 
 logger = logging.getLogger("flextools")
@@ -140,9 +142,10 @@ def resolved(config: TrainConfig, plans: Plans) -> TrainConfig:
     if plans.mixture is not None and len(plans.mixture.mixture.step_S) > 1 and config.training.max_steps <= 0:
         raise ConfigError(f"{plans.mixture.folder} changes over the steps of a training: give training.max_steps")
     _check_text(config, score)
+    model, pack = config.model or score.model, config.pack or score.pack
+    full = pack is not None or model.random_weights if config.full is None else config.full
     return replace(
-        config, model=config.model or score.model, data=config.data or score.data, render=config.render or score.render,
-        pack=config.pack or score.pack,
+        config, model=model, data=config.data or score.data, render=config.render or score.render, pack=pack, full=full
     )  # fmt: skip
 
 
@@ -158,6 +161,26 @@ def _recommended(plan: LoadedPlan) -> Budget:
     return budget
 
 
+def weights_line(config: TrainConfig) -> str:
+    """Which weights a run trains, and what to set for the others; `config` is resolved."""
+    assert config.model is not None
+    if config.full:
+        return "all weights of the model"
+    lora = config.model.lora
+    targets = lora.target_modules if isinstance(lora.target_modules, str) else ", ".join(lora.target_modules)
+    return f"a LoRA adapter (r={lora.r}, alpha={lora.alpha:g}) on {targets}; --set full=true trains all weights"
+
+
+def mixture_line(mixture: Mixture, unit: str) -> str:
+    """The weights a run follows: those there are, or the first and the last of a schedule."""
+    first = weights_text(mixture)
+    count = len(mixture.step_S)
+    if count == 1:
+        return f"shares of {unit}: {first}"
+    last = weights_text(Mixture.constant(mixture.names, mixture.weight_SK[-1]))
+    return f"shares of {unit}: {first}; {count - 1:,} changes, from step {mixture.step_S[-1]:,} on {last}"
+
+
 def _check_text(config: TrainConfig, score: ScoreConfig) -> None:
     """Raise ConfigError if text that the plan held out would be trained on, or an adapter on weights nobody keeps."""
     if config.pack is not None and score.pack is not None:
@@ -168,8 +191,8 @@ def _check_text(config: TrainConfig, score: ScoreConfig) -> None:
                     f"pack.{key}={theirs} too, or leave pack out"
                 )
     model = config.model or score.model
-    if (config.pack or score.pack) is not None and model.random_weights and not config.full:
-        raise ConfigError("model.random_weights with a LoRA adapter trains almost nothing; give --set full=true")
+    if (config.pack or score.pack) is not None and model.random_weights and config.full is False:
+        raise ConfigError("model.random_weights with a LoRA adapter trains almost nothing; leave full=false out")
 
 
 def prepare(config: TrainConfig, cache: Path) -> PreparedRun:
@@ -212,6 +235,7 @@ def prepare(config: TrainConfig, cache: Path) -> PreparedRun:
         "model": {"name": config.model.path, "sha256": sha256, "dtype": config.model.dtype},
         "tokenizer": tokenizer.info(config.render),
         "config": recorded(config),
+        **inputs.router_rule(config.model),
     }
     if isinstance(sampler, MixtureSampler) and sampler.capped and dist.is_main():
         names = ", ".join(side.tokens.group_names[code] for code in sampler.capped)
@@ -307,6 +331,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
             f"{len(prepared.rows):,}", f"{len(prepared.side.tokens):,}",
             f"{int(prepared.side.tokens.num_tokens_N[prepared.rows].sum()):,}", " and ".join(config.artifacts),
         )  # fmt: skip
+        logger.info("trained: %s", weights_line(prepared.config))
+        if prepared.plans.mixture is not None:
+            logger.info("%s", mixture_line(prepared.plans.mixture.mixture, config.mixing.unit))
     dist.barrier()
     num_steps = _run(prepared, out)
     if dist.is_main():
@@ -370,6 +397,7 @@ def _run(prepared: PreparedRun, out: Path) -> int:
         return base if prepared.config.full else add_lora(base, lora, seed=settings.seed)
 
     made_from = {"plan": prepared.body["plan"], "model": prepared.body["model"]["sha256"], "full": prepared.config.full}
+    made_from |= inputs.router_rule(prepared.model)
     options = FitOptions(tokenizer=prepared.tokenizer.value, made_from={**made_from, "lora": to_mapping(lora)})
     return run_training(build_model, prepared.side.tokens, prepared.sampler, settings, out, options=options).num_steps
 

@@ -1,6 +1,7 @@
 """Mixers from text to a trained model: what is decided, what is found again, what is refused."""
 
 import json
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -251,13 +252,34 @@ def test_the_command_line_trains_a_mixture_and_keeps_its_held_out_text(root: Pat
         "--set",
         "training.global_batch_size=8",
     ]
-    refused = CliRunner().invoke(app, words)
-    assert "full=true" in str(refused.exception)
-    other = CliRunner().invoke(app, [*words, "--set", "full=true", "--set", "pack.block_size=24"])
+    refused = CliRunner().invoke(app, [*words, "--set", "full=false"])
+    assert "leave full=false out" in str(refused.exception)
+    other = CliRunner().invoke(app, [*words, "--set", "pack.block_size=24"])
     assert "pack.held_out is 0.0, the plan was made with 0.3" in str(other.exception)
-    done = CliRunner().invoke(app, [*words, "--set", "full=true"])
+    done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.exception
-    assert (root / "runs" / "natural-3-steps-seed0" / "manifest.json").exists()
+    assert read_manifest(root / "runs" / "natural-3-steps-seed0")["config"]["full"] is True
+    assert not (root / "runs" / "natural-3-steps-seed0" / "model" / "adapter_config.json").exists()
+
+
+def test_what_is_trained_and_the_weights_followed_are_said(
+    root: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dataflex_tools.stages.estimate import estimate_train
+
+    mixed(root, "static", settings={"weights": {"count": 0.75, "say": 0.25, "both": 0.0}})
+    values = {"artifacts": [str(root / "artifacts" / "static")], "out": str(root / "runs" / "said"),
+              "training": tiny.mix_training(max_steps=2)}  # fmt: skip
+    config = build("train", values)
+    said = {part["part"]: part["what"] for part in estimate_train(config).parts}
+    assert said["trained"] == "all weights of the model"
+    assert "count 0.750" in said["mixture"]
+    assert said["mixture"].startswith("shares of tokens: ")
+    monkeypatch.setattr(logging.getLogger("flextools"), "propagate", True)
+    with caplog.at_level(logging.INFO, logger="flextools"):
+        train(config)
+    assert f"trained: {said['trained']}" in caplog.text
+    assert said["mixture"] in caplog.text
 
 
 WRONG = [
