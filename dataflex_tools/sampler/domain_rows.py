@@ -75,6 +75,11 @@ class DomainRows:
         ]
         return max(largest, default=-1)
 
+    @property
+    def all_rows(self) -> np.ndarray:
+        """The rows of all domains, ascending, each once; made anew at each call."""
+        return np.unique(np.concatenate([np.asarray(rows, dtype=np.int64) for rows in self._rows_K]))
+
     def at(self, code_B: np.ndarray, ordinal_B: np.ndarray) -> np.ndarray:
         """Row of sample number `ordinal_B` (from 0) of domain `code_B`, (B,) int64."""
         size_B = self.size_K[code_B]

@@ -109,6 +109,11 @@ class MixtureSampler(Sampler[int]):  # type: ignore[misc]  # torch is not follow
         return self._rows.largest_row
 
     @property
+    def chosen_rows(self) -> np.ndarray:
+        """The rows of all domains, ascending."""
+        return self._rows.all_rows
+
+    @property
     def digest(self) -> str:
         """SHA-256 (64 hex digits) of rows, weights, seed, unit and caps: equal digests give equal rows for ever."""
         self._rows_digest = self._rows_digest or self._rows.digest

@@ -13,6 +13,7 @@ from torch.utils.data import Sampler
 
 from dataflex_tools.core import rng
 from dataflex_tools.core.errors import ConfigError
+from dataflex_tools.sampler.content import PlanContent
 
 # k selected rows, L length of a stretch of positions
 
@@ -33,6 +34,11 @@ class Stream(Protocol):
         ...
 
     @property
+    def chosen_rows(self) -> np.ndarray:
+        """All rows that can come up, ascending, each once."""
+        ...
+
+    @property
     def digest(self) -> str:
         """SHA-256 (64 hex digits): equal digests give equal rows for ever."""
         ...
@@ -49,8 +55,9 @@ class PlanSampler(Sampler[int]):  # type: ignore[misc]  # torch is not followed
     from position `start` to the end of the epoch that holds it; set `start` to resume anywhere in the stream.
     """
 
-    def __init__(self, row_k: np.ndarray, *, seed: int = 0, start: int = 0) -> None:
-        """`row_k`: (k,) selected rows; their order matters to the shuffle, duplicates are kept."""
+    def __init__(self, row_k: np.ndarray, *, seed: int = 0, start: int = 0, content: PlanContent | None = None) -> None:
+        """`row_k`: (k,) selected rows; their order matters to the shuffle, duplicates are kept. `content`: of the plan they
+        are rows of, for a trainer to compare its data set with."""
         self.row_k = np.ascontiguousarray(row_k, dtype=np.int64)
         if self.row_k.ndim != 1 or not len(self.row_k):
             raise ConfigError(f"a plan's sampler needs (k,) rows, at least one; got shape {self.row_k.shape}")
@@ -58,11 +65,17 @@ class PlanSampler(Sampler[int]):  # type: ignore[misc]  # torch is not followed
             raise ConfigError(f"a sampler's start is {start}, wanted a position of 0 or more")
         self.seed = seed
         self.start = start
+        self.content = content
 
     @property
     def num_rows(self) -> int:
         """Rows in one epoch, k."""
         return len(self.row_k)
+
+    @property
+    def chosen_rows(self) -> np.ndarray:
+        """The selected rows, ascending, each once."""
+        return np.unique(self.row_k)
 
     @property
     def largest_row(self) -> int:

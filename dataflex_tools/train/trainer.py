@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from datasets import IterableDataset as StreamedDataset
 from peft import PeftModel
 from safetensors import safe_open
 from torch import nn
@@ -20,9 +21,10 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from dataflex_tools.core.errors import ConfigError, DataError
-from dataflex_tools.sampler.plan_sampler import PlanBatches, Stream
+from dataflex_tools.sampler.plan_sampler import PlanBatches, PlanSampler, Stream
 from dataflex_tools.train.ledger import Ledger
 from dataflex_tools.train.router_loss import RouterLoss, balance, router_term, shift_cross_entropy
+from dataflex_tools.train.same_rows import GivenRows, check_loaded
 from dataflex_tools.train.settings import steps_until
 
 # relative; the same logits give the same loss to float32 rounding, about 1e-6
@@ -38,15 +40,24 @@ else:
 class PlanTrainerMixin(_Base):
     """Put in front of a Trainer class: batches come from `sampler`, and what was consumed goes to `ledger`.
 
-    Rows of the sampler index `train_dataset`. With `args.max_steps` unset, `args.num_train_epochs` counts passes over
-    the sampler's rows. Raises ConfigError for arguments that would change the batches behind the plan's back.
+    Rows of the sampler index the `train_dataset` that is given. Where the base class makes another of it (tokenises, drops
+    rows without labels, shuffles), a planned row is taken wherever it stands then; where it is gone, or rows cannot be told
+    (packing), nothing is trained. A sampler of a plan artifact also compares the content with the plan's. With
+    `args.max_steps` unset, `args.num_train_epochs` counts passes over the sampler's rows. Raises ConfigError for what would
+    change the batches behind the plan's back, ArtifactError for data that is not the plan's.
     """
 
     where = "training"  # what the settings are called in messages
 
     def __init__(self, *args: Any, sampler: Stream, ledger: Ledger | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        _check(self.args, self.train_dataset, sampler)
+        mro = type(self).__mro__
+        given = GivenRows(mro[mro.index(PlanTrainerMixin) + 1 :], args, kwargs)
+        _check_rows(given.dataset, sampler)
+        given.number()
+        super().__init__(*given.args, **given.kwargs)
+        _check_arguments(self.args)
+        self.train_dataset, self._place_N = given.settle(self.train_dataset, sampler.chosen_rows, type(self).__name__)
+        self._plan_dataset = self.train_dataset
         self.plan_sampler = sampler
         folder = Path(self.args.output_dir or ".") / "journal"
         self.ledger = ledger or Ledger(folder, rank=self.args.process_index)
@@ -59,8 +70,11 @@ class PlanTrainerMixin(_Base):
         self.add_callback(_FollowPlan(self))
 
     def get_train_dataloader(self) -> DataLoader:
-        """The base class's loader, fed by the plan."""
+        """The base class's loader, fed by the plan. Raises ConfigError if it reads other rows than the plan was told of."""
+        if self.train_dataset is not self._plan_dataset:
+            raise ConfigError("train_dataset was replaced; make the trainer with the data set it is to train on")
         base = super().get_train_dataloader()
+        check_loaded(self.train_dataset, base.dataset)
         self._plan_batches = self._new_batches()
         workers = {
             "prefetch_factor": base.prefetch_factor,
@@ -68,7 +82,7 @@ class PlanTrainerMixin(_Base):
             "multiprocessing_context": base.multiprocessing_context,
         }
         loader = DataLoader(
-            _WithRows(base.dataset),
+            _WithRows(base.dataset, self._place_N),
             batch_sampler=self._plan_batches,
             collate_fn=_CollateRows(base.collate_fn),
             num_workers=base.num_workers,
@@ -270,16 +284,17 @@ class _FollowPlan(TrainerCallback):
 
 
 class _WithRows(Dataset[tuple[int, Any]]):
-    """Items of a dataset together with their row."""
+    """Items of a dataset together with their row; `place_N`: where each row stands in it, if not at its number."""
 
-    def __init__(self, dataset: Any) -> None:
+    def __init__(self, dataset: Any, place_N: np.ndarray | None) -> None:
         self.dataset = dataset
+        self._place_N = place_N
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.dataset if self._place_N is None else self._place_N)
 
     def __getitem__(self, row: int) -> tuple[int, Any]:
-        return row, self.dataset[row]
+        return row, self.dataset[row if self._place_N is None else int(self._place_N[row])]
 
 
 class _CollateRows:
@@ -293,13 +308,21 @@ class _CollateRows:
         return {**batch, ROWS: np.array([row for row, _ in pairs], dtype=np.int64)}
 
 
-def _check(args: TrainingArguments, dataset: Any, sampler: Stream) -> None:
-    if dataset is None or isinstance(dataset, IterableDataset):
+def _check_rows(dataset: Any, sampler: Stream) -> None:
+    """Raise unless the data set given has the rows that the sampler picks, and is the plan's if that is known."""
+    if dataset is None or isinstance(dataset, IterableDataset | StreamedDataset):
         raise ConfigError(f"a plan selects rows by number; train_dataset is {type(dataset).__name__} and has none")
     if sampler.largest_row >= len(dataset):
         raise ConfigError(f"the plan selects row {sampler.largest_row} of {len(dataset)}; use the data it was made for")
+    if isinstance(sampler, PlanSampler) and sampler.content is not None:
+        sampler.content.check(dataset, sampler.row_k)
+
+
+def _check_arguments(args: TrainingArguments) -> None:
     for name, wanted in {"auto_find_batch_size": False, "train_sampling_strategy": "random"}.items():
         if (found := getattr(args, name)) != wanted:
             raise ConfigError(f"{name}={found!r} has no effect or breaks the plan; leave it at {wanted!r}")
+    if not args.dataloader_in_order:
+        raise ConfigError("dataloader_in_order=False breaks the plan; leave it at True")
     if args.accelerator_config.split_batches or args.accelerator_config.dispatch_batches:
         raise ConfigError("accelerator_config split_batches and dispatch_batches break the plan; leave them unset")
