@@ -35,7 +35,7 @@ from dataflex_tools.stages.proxies import (
     train_swarm,
     weights_text,
 )
-from dataflex_tools.train.settings import num_steps
+from dataflex_tools.train.settings import fitted, num_steps
 
 logger = logging.getLogger("flextools")
 
@@ -61,6 +61,7 @@ def prepare(config: ScoreConfig, cache: Path, *, overwrite: bool = False) -> Pre
     domains = Domains(tuple(tokens.group_names), num_rows_K, num_tokens_K, vocab_size=len(tokenizer.value))
     if not isinstance(method, StaticMixer):
         num_steps(config.proxy.training, len(tokens), where="proxy.training")
+        config = replace(config, proxy=replace(config.proxy, training=fitted(config.proxy.training, len(tokens))))
     if isinstance(method, OnlineMixer):
         method.start(domains)  # settings that do not fit the domains
     if config.proxy.reference_model is not None:

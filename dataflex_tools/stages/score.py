@@ -35,6 +35,7 @@ from dataflex_tools.stages.signals import (
     run_jobs,
 )
 from dataflex_tools.stages.warmup import Warmup, check_rates, find_warmup, make_warmup, rows_of, warmup_spec
+from dataflex_tools.train.settings import WarmupSettings, fitted_warmup
 
 logger = logging.getLogger("flextools")
 
@@ -139,12 +140,30 @@ def prepare(config: ScoreConfig, cache: Path, *, overwrite: bool = False) -> Pre
         inputs.check_positions(target, config.model, num_new=drawn)
     spec = warmup = folder = None
     if needs_warmup:
+        config = replace(config, warmup=_fitted_warmup(config.warmup, pool))
         spec = warmup_spec(config.model, model_info["sha256"], pool.tokens.render_digest, config.warmup)
         check_rates(config.warmup, len(rows_of(pool, config.warmup)))
         warmup, folder = find_warmup(root, spec, pool, config.warmup)
     return Prepared(
         config, method, root, tokenizer, pool, target, model_info, spec, warmup, folder, reference, answers, cache
     )  # fmt: skip
+
+
+def _fitted_warmup(settings: WarmupSettings, pool: inputs.Side) -> WarmupSettings:
+    """The warm-up's settings for this pool; says so if its size decided them."""
+    num_rows = len(pool.tokens.rows_with_labels())
+    found, usual = fitted_warmup(settings, num_rows), fitted_warmup(settings, 10**9)
+    if found != usual and dist.is_main():
+        logger.info(
+            "warm-up: %g of %s rows in batches of %d, since %g would be less than a batch of %d (warmup.fraction, "
+            "warmup.training.global_batch_size)",
+            found.fraction,
+            f"{num_rows:,}",
+            found.training.global_batch_size,
+            usual.fraction,
+            usual.training.global_batch_size,
+        )
+    return found
 
 
 def check_settings(config: ScoreConfig) -> None:

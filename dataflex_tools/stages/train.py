@@ -35,7 +35,7 @@ from dataflex_tools.sampler.plan_sampler import PlanSampler
 from dataflex_tools.stages import inputs
 from dataflex_tools.stages.config import MixingSettings, ScoreConfig, TrainConfig, recorded, restored, without_code
 from dataflex_tools.stages.proxies import weights_text
-from dataflex_tools.train.settings import num_steps
+from dataflex_tools.train.settings import TrainingSettings, fitted, num_steps
 
 logger = logging.getLogger("flextools")
 
@@ -228,6 +228,7 @@ def prepare(config: TrainConfig, cache: Path) -> PreparedRun:
     rows = side.tokens.rows_with_labels()
     if plan is not None and config.budget is not None:
         rows = select_rows(plan.score_N, side.tokens.num_tokens_N, config.budget)
+    config = replace(config, training=_fitted(config.training, len(rows)))
     sampler = _sampler(config, plans, side, rows)
     num_steps(config.training, sampler.num_rows)
     body = {
@@ -243,6 +244,19 @@ def prepare(config: TrainConfig, cache: Path) -> PreparedRun:
     if plans.mixture is not None:  # a selection was made for its corpus, which was compared; a mixture fits any
         body["data"] = inputs.rows_digest(side.tokens)
     return PreparedRun(config, config.model, plans, side, tokenizer, rows, sampler, body)
+
+
+def _fitted(settings: TrainingSettings, num_rows: int) -> TrainingSettings:
+    """The training's settings for so many rows; says so if their number decided the batch."""
+    found, usual = fitted(settings, num_rows), fitted(settings, 10**9)
+    if found != usual and dist.is_main():
+        logger.info(
+            "batches of %d instead of %d: %s samples are selected (training.global_batch_size)",
+            found.global_batch_size,
+            usual.global_batch_size,
+            f"{num_rows:,}",
+        )
+    return found
 
 
 def _say_what_is_named(given: TrainConfig, config: TrainConfig) -> None:

@@ -34,7 +34,7 @@ from dataflex_tools.train.ledger import Ledger
 from dataflex_tools.train.mixing import Loop, MixTrainer
 from dataflex_tools.train.progress import ReportProgress, write_log
 from dataflex_tools.train.router_loss import RouterTerm, router_term
-from dataflex_tools.train.settings import TrainingSettings, training_arguments
+from dataflex_tools.train.settings import TrainingSettings, fitted, training_arguments
 from dataflex_tools.train.trainer import PlanTrainer
 
 if TYPE_CHECKING:
@@ -139,6 +139,7 @@ def build_trainer(
 ) -> PlanTrainer:
     """The trainer of a run, before its first or next step; arguments and errors are those of `run_training`."""
     checkpoints, world_size = folder / "checkpoints", dist.world_size()
+    settings = fitted(settings, sampler.num_rows)
     arguments = training_arguments(
         settings, checkpoints, num_rows=sampler.num_rows, world_size=world_size, where=options.where
     )

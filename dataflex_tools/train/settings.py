@@ -20,8 +20,9 @@ class TrainingSettings:
     """Settings of one training. A step consumes `global_batch_size` samples over all ranks,
     at most `per_device_train_batch_size` at once on each.
 
-    `max_steps` above 0 replaces `num_train_epochs`; `save_steps` 0 saves at the end only; `report_to` may be one text,
-    names with commas between; `extra` sets further fields of transformers.TrainingArguments (see `train.extra`).
+    `max_steps` above 0 replaces `num_train_epochs`; `global_batch_size` None is 32, or fewer where fewer rows are there
+    (see `fitted`); `save_steps` 0 saves at the end only; `report_to` may be one text, names with commas between; `extra`
+    sets further fields of transformers.TrainingArguments (see `train.extra`).
     """
 
     num_train_epochs: float = 1.0
@@ -35,7 +36,7 @@ class TrainingSettings:
     adam_beta2: float = 0.999
     adam_epsilon: float = 1e-8
     max_grad_norm: float = 1.0
-    global_batch_size: int = 32
+    global_batch_size: int | None = None
     per_device_train_batch_size: int = 8
     bf16: bool = False
     gradient_checkpointing: bool = False
@@ -59,7 +60,8 @@ class TrainingSettings:
         require(self.learning_rate > 0, f"training.learning_rate is {self.learning_rate}, wanted more than 0")
         require(0 <= self.warmup_ratio < 1, f"training.warmup_ratio is {self.warmup_ratio}, wanted a value in [0, 1)")
         for name in ("global_batch_size", "per_device_train_batch_size", "logging_steps", "save_total_limit"):
-            require(getattr(self, name) > 0, f"training.{name} is {getattr(self, name)}, wanted a positive number")
+            value = getattr(self, name)
+            require(value is None or value > 0, f"training.{name} is {value}, wanted a positive number")
         require(self.save_steps >= 0, f"training.save_steps is {self.save_steps}, wanted 0 or more")
         require(not (self.deepspeed and self.fsdp), "training.deepspeed and training.fsdp are both set; choose one")
         require(self.fsdp or self.fsdp_config is None, "training.fsdp_config has no effect without training.fsdp")
@@ -80,16 +82,18 @@ def _training() -> TrainingSettings:
 class WarmupSettings:
     """A random `fraction` of the pool is trained on for `training.num_train_epochs` epochs; defaults are those of LESS.
 
+    `fraction` None is 0.05, or more of a pool of which that is less than one batch (see `fitted_warmup`).
     `max_growth`: a finished warm-up is used again for a pool that has grown by at most this share since.
     """
 
-    fraction: float = 0.05
+    fraction: float | None = None
     max_growth: float = 0.1
     training: TrainingSettings = field(default_factory=_training)
 
     def __post_init__(self) -> None:
         training = self.training
-        require(0 < self.fraction <= 1, f"warmup.fraction is {self.fraction}, wanted a value in (0, 1]")
+        is_share = self.fraction is None or 0 < self.fraction <= 1
+        require(is_share, f"warmup.fraction is {self.fraction}, wanted a value in (0, 1]")
         require(self.max_growth >= 0, f"warmup.max_growth is {self.max_growth}, wanted 0 or more")
         require(training.optim in _ADAM, f"warmup.training.optim is {training.optim!r}, wanted one of {_ADAM}")
         require(training.max_steps == -1, "warmup.training.max_steps has no effect; set num_train_epochs")
@@ -97,12 +101,53 @@ class WarmupSettings:
         require(epochs == int(epochs), f"warmup.training.num_train_epochs is {epochs}, wanted whole epochs")
 
 
+_BATCH = 32
+_FEW_STEPS = 4  # an epoch of fewer rows than a batch has at least so many steps, where there are so many rows
+_WARMUP_FRACTION = 0.05
+_WARMUP_FRACTIONS = (0.1, 0.2, 0.3, 0.5, 1.0)  # few and far between: a pool that grows a little keeps its warm-up
+_WARMUP_ROWS, _WARMUP_STEPS, _WARMUP_BATCH = 64, 8, 8  # of a small pool: rows at least, steps an epoch, largest batch
+
+
+def fitted(settings: TrainingSettings, num_rows: int) -> TrainingSettings:
+    """The settings with a batch size: the one given, else 32, else of fewer rows one that gives an epoch some steps."""
+    if settings.global_batch_size is not None:
+        return settings
+    size = _BATCH if num_rows >= _BATCH else _power_of_two(num_rows / _FEW_STEPS)
+    return dataclasses.replace(settings, global_batch_size=size)
+
+
+def fitted_warmup(settings: WarmupSettings, num_rows: int) -> WarmupSettings:
+    """The settings with a fraction and a batch size: those given, else LESS's 5 % in batches of 32.
+
+    Of a pool where that is less than one batch, more rows and smaller batches: 64 rows at least, 8 steps an epoch.
+    """
+    given, training = settings.fraction, settings.training
+    usual = int((given or _WARMUP_FRACTION) * num_rows + 1e-9)
+    if usual >= (training.global_batch_size or _BATCH):
+        fraction, size = given or _WARMUP_FRACTION, training.global_batch_size or _BATCH
+    else:
+        wanted = max(_WARMUP_ROWS, training.global_batch_size or 0)
+        enough = (share for share in _WARMUP_FRACTIONS if share * num_rows >= wanted)
+        fraction = given or next(enough, 1.0)
+        few = min(_WARMUP_BATCH, _power_of_two(fraction * num_rows / _WARMUP_STEPS))
+        size = training.global_batch_size or few
+    training = dataclasses.replace(training, global_batch_size=size)
+    return dataclasses.replace(settings, fraction=fraction, training=training)
+
+
+def _power_of_two(most: float) -> int:
+    """The largest power of two that is at most `most`, at least 1."""
+    return 1 << max(0, int(most).bit_length() - 1)
+
+
 def num_steps(settings: TrainingSettings, num_rows: int, *, where: str = "training") -> int:
     """Optimizer steps of a training over `num_rows` selected rows; the last batch is full, so it is rounded up.
 
     Raises ConfigError if the rows do not fill one global batch; `where` is the settings' place, for the message.
     """
+    settings = fitted(settings, num_rows)
     size = settings.global_batch_size
+    assert size is not None
     if num_rows < size:
         more = "select more" if where == "training" else f"raise {where.removesuffix('.training')}.fraction"
         raise ConfigError(
@@ -111,7 +156,7 @@ def num_steps(settings: TrainingSettings, num_rows: int, *, where: str = "traini
         )
     if settings.max_steps > 0:
         return settings.max_steps
-    return steps_until(settings.num_train_epochs, num_rows, settings.global_batch_size)
+    return steps_until(settings.num_train_epochs, num_rows, size)
 
 
 def steps_until(num_epochs: float, num_rows: int, global_batch_size: int) -> int:
@@ -125,10 +170,11 @@ def micro_batches(settings: TrainingSettings, world_size: int, *, where: str = "
     The micro-batch is the largest within `per_device_train_batch_size` that shares the global batch out evenly; its size
     changes the result by rounding only. Raises ConfigError if the global batch is no multiple of the ranks.
     """
-    share, rest = divmod(settings.global_batch_size, world_size)
+    total = settings.global_batch_size or _BATCH
+    share, rest = divmod(total, world_size)
     if rest:
         raise ConfigError(
-            f"{where}.global_batch_size {settings.global_batch_size} is not a multiple of {world_size} ranks; use "
+            f"{where}.global_batch_size {total} is not a multiple of {world_size} ranks; use "
             f"{share * world_size or world_size} or {(share + 1) * world_size}"
         )
     size = max(b for b in range(1, settings.per_device_train_batch_size + 1) if share % b == 0)
@@ -142,6 +188,7 @@ def training_arguments(
 
     Raises ConfigError for an unknown name in `extra` or a batch size that does not divide; needs no model.
     """
+    settings = fitted(settings, num_rows)
     total = num_steps(settings, num_rows, where=where)
     micro_batch, accumulation = micro_batches(settings, world_size, where=where)
     if settings.deepspeed is not None and not Path(settings.deepspeed).is_file():
@@ -197,7 +244,7 @@ def check_training(settings: TrainingSettings, *, world_size: int, where: str = 
     A tracker that is not installed, FSDP without several processes, an optimizer, schedule, loader or kernel that cannot
     be made, and all that `training_arguments` finds; a trainer would say so only once the model is loaded.
     """
-    rows = settings.global_batch_size
+    rows = settings.global_batch_size or _BATCH
     arguments = training_arguments(settings, Path("unused"), num_rows=rows, world_size=world_size, where=where)
     if settings.fsdp and world_size == 1:
         raise ConfigError(f"{where}.fsdp shards a model over several processes; start it with `torchrun` or unset it")

@@ -18,9 +18,7 @@ def test_the_cache_is_beside_the_artifacts_or_where_the_variable_says(
     assert cache_folder(tmp_path / "artifacts") == tmp_path / "fast"
 
 
-def test_a_cache_that_cannot_be_written_is_named_with_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cache_that_cannot_be_written_is_named_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FLEXTOOLS_CACHE", raising=False)
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)  # the administrator may write anywhere
     with pytest.raises(ConfigError, match=r"is read-only; give another folder with --cache DIR, or set FLEXTOOLS_CACHE"):

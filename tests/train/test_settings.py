@@ -10,7 +10,10 @@ from dataflex_tools.core.errors import ConfigError
 from dataflex_tools.train import extra
 from dataflex_tools.train.settings import (
     TrainingSettings,
+    WarmupSettings,
     check_training,
+    fitted,
+    fitted_warmup,
     micro_batches,
     num_steps,
     training_arguments,
@@ -31,15 +34,15 @@ def test_max_steps_replaces_epochs() -> None:
 
 
 def test_fewer_rows_than_a_batch_is_an_error() -> None:
-    assert num_steps(TrainingSettings(), 32) == 1
+    assert num_steps(TrainingSettings(global_batch_size=32), 32) == 1
     with pytest.raises(ConfigError, match=r"31 selected samples do not fill one global batch of 32.*at most 31"):
-        num_steps(TrainingSettings(), 31)
+        num_steps(TrainingSettings(global_batch_size=32), 31)
 
 
 def test_accumulation_keeps_the_global_batch() -> None:
-    assert micro_batches(TrainingSettings(), 1) == (8, 4)
-    assert micro_batches(TrainingSettings(), 4) == (8, 1)
-    assert micro_batches(TrainingSettings(), 8) == (4, 1)
+    assert micro_batches(TrainingSettings(global_batch_size=32), 1) == (8, 4)
+    assert micro_batches(TrainingSettings(global_batch_size=32), 4) == (8, 1)
+    assert micro_batches(TrainingSettings(global_batch_size=32), 8) == (4, 1)
     assert micro_batches(TrainingSettings(global_batch_size=12), 2) == (6, 1)
     with pytest.raises(ConfigError, match="32 is not a multiple of 3 ranks; use 30 or 33"):
         micro_batches(TrainingSettings(), 3)
@@ -176,3 +179,29 @@ def test_trackers_may_be_one_text() -> None:
     assert from_mapping(TrainingSettings, {"report_to": "wandb"}, where="training").report_to == ("wandb",)
     with pytest.raises(ConfigError, match="report_to is 3, wanted a list of values"):
         from_mapping(TrainingSettings, {"report_to": 3}, where="training")
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "fraction", "batch"),
+    [(13500 * 20, 0.05, 32), (640, 0.05, 32), (639, 0.2, 8), (240, 0.3, 8), (241, 0.3, 8), (64, 1.0, 8), (20, 1.0, 2)],
+)
+def test_a_small_pool_warms_up_on_more_of_it_in_smaller_batches(num_rows: int, fraction: float, batch: int) -> None:
+    found = fitted_warmup(WarmupSettings(), num_rows)
+    assert (found.fraction, found.training.global_batch_size) == (fraction, batch)
+    assert num_steps(found.training, int(fraction * num_rows)) >= 4
+
+
+def test_what_is_given_of_a_small_pool_s_warm_up_is_kept() -> None:
+    given = WarmupSettings(fraction=0.1, training=TrainingSettings(num_train_epochs=4.0))
+    assert fitted_warmup(given, 100).fraction == 0.1
+    assert fitted_warmup(given, 100).training.global_batch_size == 1
+    given = WarmupSettings(training=TrainingSettings(num_train_epochs=4.0, global_batch_size=16))
+    assert fitted_warmup(given, 100).training.global_batch_size == 16
+    given = WarmupSettings(fraction=0.1, training=TrainingSettings(num_train_epochs=4.0, global_batch_size=32))
+    assert fitted_warmup(given, 100) == given
+
+
+@pytest.mark.parametrize(("num_rows", "batch"), [(10**6, 32), (32, 32), (31, 4), (12, 2), (3, 1), (1, 1)])
+def test_few_rows_are_trained_on_in_smaller_batches_unless_one_is_given(num_rows: int, batch: int) -> None:
+    assert fitted(TrainingSettings(), num_rows).global_batch_size == batch
+    assert fitted(TrainingSettings(global_batch_size=5), num_rows).global_batch_size == 5
