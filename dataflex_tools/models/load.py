@@ -6,6 +6,7 @@ import logging
 import os
 import re
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +23,7 @@ from transformers.pytorch_utils import Conv1D
 
 from dataflex_tools.core.errors import ConfigError, near_path, one_line
 from dataflex_tools.core.fingerprint import digest, file_sha256
-from dataflex_tools.models.lora import seeded
+from dataflex_tools.models.lora import add_lora, seeded
 from dataflex_tools.models.settings import LoraSettings, ModelSettings
 
 logger = logging.getLogger("flextools")
@@ -32,6 +33,7 @@ _FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json",
                     "sentencepiece.bpe.model")  # fmt: skip
 _ADAPTED = (torch.nn.Linear, Conv1D, torch.nn.Embedding)  # layers that an adapter can be put on
+_POSITIONS = ("max_position_embeddings", "max_seq_len", "max_target_positions")
 _SPARE_POSITIONS = 8  # OPT's table of positions has two more than the model has positions
 _OTHER_FORMATS = ("original/*", "onnx/*", "openvino/*", "coreml/*")
 
@@ -257,16 +259,37 @@ def device() -> torch.device:
 
 def max_positions(settings: ModelSettings) -> int | None:
     """Tokens the model has positions for, from its configuration; None where that says nothing."""
-    found = getattr(_config(settings).get_text_config(), "max_position_embeddings", None)
+    config = _config(settings).get_text_config()
+    found = next((getattr(config, name) for name in _POSITIONS if getattr(config, name, None)), None)
     return int(found) if found else None
 
 
-def has_learned_positions(settings: ModelSettings) -> bool:
-    """Whether the model looks positions up in a table, which ends: rotary and relative ones only get worse beyond."""
+def positions_end(settings: ModelSettings) -> bool:
+    """Whether the model has a table of positions, which ends: computed ones only get worse beyond `max_positions`.
+
+    A table is an embedding beside that of the words, or a buffer or plain tensor with so many rows (GPT-J's sines, GPT-2's
+    mask, CTRL's encoding); MPT's `max_seq_len` is one.
+    """
     most, model = max_positions(settings), empty_model(settings)
-    words = model.get_input_embeddings()
-    tables = [m for m in model.modules() if isinstance(m, torch.nn.Embedding) and m is not words]
-    return most is not None and any(0 <= table.num_embeddings - most < _SPARE_POSITIONS for table in tables)
+    if most is None:
+        return False
+    if not getattr(_config(settings).get_text_config(), _POSITIONS[0], None):
+        return True
+    words = (model.get_input_embeddings(), model.get_output_embeddings())
+    tables: list[Any] = [buffer for _, buffer in model.named_buffers()]
+    for module in model.modules():
+        if isinstance(module, torch.nn.Embedding) and module not in words:
+            tables.append(module.weight)
+        own = {*map(id, module.parameters(recurse=False))}
+        tables += [t for t in vars(module).values() if isinstance(t, torch.Tensor) and id(t) not in own]
+    return any(0 <= size - most < _SPARE_POSITIONS for table in tables for size in table.shape)
+
+
+@lru_cache
+def has_fused_adapters(settings: ModelSettings) -> bool:
+    """Whether the adapter that `settings` ask for lies on fused weights of experts and routers, not on layers alone."""
+    config = add_lora(empty_model(settings), settings.lora, seed=0).peft_config["default"]
+    return bool(config.target_parameters)
 
 
 def hidden_size(settings: ModelSettings) -> int:

@@ -23,9 +23,9 @@ from dataflex_tools.data.sources import SourceSpec
 from dataflex_tools.data.tokenized import RenderSettings, tokenize_corpus
 from dataflex_tools.models.load import (
     empty_model,
-    has_learned_positions,
     load_tokenizer,
     max_positions,
+    positions_end,
     tokenizer_sha256,
 )
 from dataflex_tools.models.settings import ModelSettings
@@ -281,7 +281,7 @@ def check_positions(side: Side, model: ModelSettings, *, num_new: int = 0) -> No
     what = f"{side.corpus.place(int(num_tokens_N.argmax()))} has {longest:,} tokens"
     if num_new:
         what = f"a prompt with generation.max_new_tokens={num_new} comes to {longest:,} tokens"
-    if has_learned_positions(model):
+    if positions_end(model):
         lower = "generation.max_new_tokens or render.cutoff_len" if num_new else f"render.cutoff_len to at most {most}"
         raise ConfigError(f"{what}, {model.path} has positions for {most:,}; set {lower}")
     if dist.is_main():

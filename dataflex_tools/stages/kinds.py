@@ -78,6 +78,10 @@ class GradientKind(Kind):
 
     name = "gradient"
 
+    def spec(self) -> dict[str, Any]:
+        """Everything the numbers depend on, and the way of measuring where an earlier version's was wrong."""
+        return super().spec() | _way_of(self.context.config)
+
     def _files(self) -> dict[str, str]:
         assert self.checkpoint is not None
         return super()._files() if self.settings.adam == "none" else checkpoint_spec(self.checkpoint)
@@ -184,6 +188,13 @@ class ZerothKind(Kind):
         return ZerothSignal(load(), self.settings)
 
 
+def _way_of(config: ScoreConfig) -> dict[str, str]:
+    """Named for adapters on fused experts and routers, whose gradients an earlier version took for zero."""
+    from dataflex_tools.models.load import has_fused_adapters
+
+    return {"gradients": "of each sample alone"} if has_fused_adapters(config.model) else {}
+
+
 class RewardGradientKind(Kind):
     """NICE's policy gradient of a reward."""
 
@@ -195,7 +206,8 @@ class RewardGradientKind(Kind):
 
     def spec(self) -> dict[str, Any]:
         """The projection's settings too."""
-        return super().spec() | {"settings": {"gradient": self._gradient.address(), **self.settings.address()}}
+        settings = {"gradient": self._gradient.address(), **self.settings.address()}
+        return super().spec() | {"settings": settings} | _way_of(self.context.config)
 
     def columns(self) -> pa.Schema:
         """Those of a gradient, and the rewards."""

@@ -210,11 +210,12 @@ def save_model(trainer: PlanTrainer, folder: Path, *, complete: Callable[[Path],
 
 
 def _sort_targets(path: Path) -> None:
-    """peft keeps target modules as a set: written in hash order, another one in each process."""
+    """peft keeps its targets as sets: written in hash order, another one in each process."""
     if path.exists():
         config = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(config.get("target_modules"), list):
-            config["target_modules"].sort()
+        for name in ("target_modules", "target_parameters"):
+            if isinstance(config.get(name), list):
+                config[name].sort()
         path.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 
 
