@@ -1,11 +1,14 @@
-"""RegMix: train many small models on random mixtures, fit their loss to their mixture, take the mixtures the fit prefers.
+"""RegMix: train many small models on random mixtures, fit their loss to their mixture, take the mixture the fit prefers.
 
 Liu, Zheng, Muennighoff, Zeng, Dou, Pang, Jiang, Lin 2024, "RegMix: Data Mixture as Regression for Language Model
 Pre-training", https://arxiv.org/abs/2407.01492, section 3 [recall]. Checked against mixture_config/synthesize_mixture.py of
 sail-sg/regmix [read], and the linear fit by the numbers of tests/vectors/regmix_linear.json.
-Departs from it: the number of boosting rounds and the reported rank correlation come from runs that the fit did not see
-(there early stopping looks at the test set); candidates keep the bound that the runs keep; scikit-learn's trees, of depth 3
-(there LightGBM); shares are rounded and then scaled to sum to 1; the draw goes by the domains' names, not their order.
+Departs from it: a Gaussian process on square roots of shares (there LightGBM; here scikit-learn's trees by name);
+candidates from all over the simplex, and exchanges of shares from the best of them (there Dirichlet(prior), whose best for
+a mean of domains was worse than natural); natural kept where nothing is predicted to be better; the number of boosting
+rounds and the reported rank correlation come from runs that the fit did not see (there early stopping looks at the test
+set); candidates keep the bounds that the runs keep; shares are rounded and then scaled to sum to 1; the draw goes by the
+domains' names, not their order.
 """
 
 from collections.abc import Mapping
@@ -14,55 +17,41 @@ from dataclasses import dataclass
 import numpy as np
 
 from dataflex_tools.core.config import require
-from dataflex_tools.core.errors import ConfigError, DataError, did_you_mean
+from dataflex_tools.core.errors import DataError
 from dataflex_tools.core.mixing import Domains, Mixture, weights_of
 from dataflex_tools.methods.base import SwarmMixer
-from dataflex_tools.ops.agreement import spearman
+from dataflex_tools.ops.proposal import Known, SearchSettings, propose, repetition_cap
 from dataflex_tools.ops.shares import by_name, natural_shares
-from dataflex_tools.ops.swarm import REGRESSORS, Swarm, average_best, candidates, draw_swarm, held_out_predictions, predict
+from dataflex_tools.ops.surrogates import Swarm
+from dataflex_tools.ops.swarm import draw_swarm
 
-# S runs, K domains, C candidates
+# S runs, K domains
 
 
 @dataclass(frozen=True, kw_only=True)
-class RegmixSettings:
+class RegmixSettings(SearchSettings):
     """`num_runs`: small trainings. `prior_exponent`: runs are drawn around natural shares to this power. `strengths`: lowest
-    and highest sum of the Dirichlet's parameters. `max_upsampling`: bound of a share, in natural shares. `min_share`:
-    shares below it are 0, others multiples of it. `regressor`: gradient_boosting or linear. `num_rounds`: of boosting, at
-    most. `num_folds`: of the runs; each fold is predicted by a fit to the others. `num_candidates`: drawn around natural
-    shares. `num_best`: of them are averaged. `target`: the loss to lower, "mean" of all domains, a domain, or weights."""
+    and highest sum of the Dirichlet's parameters. `min_share`: shares below it are 0, others multiples of it. `target`:
+    the loss to lower, "mean" of all domains, a domain, or weights. The others are those of the search."""
 
     num_runs: int = 512
     prior_exponent: float = 0.5
     strengths: tuple[float, float] = (0.1, 5.0)
-    max_upsampling: float = 15.0
     min_share: float = 2e-4
-    regressor: str = "gradient_boosting"
-    num_rounds: int = 1000
-    num_folds: int = 5
-    num_candidates: int = 100_000
-    num_best: int = 128
     target: Mapping[str, float] | str = "mean"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         low, high = self.strengths
         require(0 < low <= high < np.inf, f"regmix: strengths are {low} and {high}, wanted 0 < low <= high")
         require(0 <= self.prior_exponent < np.inf, f"regmix: prior_exponent is {self.prior_exponent}, wanted 0 or more")
-        require(self.max_upsampling > 1, f"regmix: max_upsampling is {self.max_upsampling}, wanted more than 1")
         require(0 < self.min_share < 0.5, f"regmix: min_share is {self.min_share}, wanted a value between 0 and 0.5")
-        require(
-            self.regressor in REGRESSORS,
-            f"regmix: regressor is {self.regressor!r}; {did_you_mean(self.regressor, REGRESSORS)}",
-        )
-        leasts = {"num_folds": 2, "num_rounds": 1, "num_best": 1, "num_candidates": self.num_best}
-        for name, least in leasts.items():
-            require(getattr(self, name) >= least, f"regmix: {name} is {getattr(self, name)}, wanted at least {least}")
         if not isinstance(self.target, str):
             weights_of(self.target, tuple(self.target), where="regmix: target")
 
 
 class Regmix(SwarmMixer):
-    """The mean of the best candidates of the fit, at every step."""
+    """The mixture that a fit to the runs prefers, at every step."""
 
     Settings = RegmixSettings
     paper = "Liu et al. 2024, https://arxiv.org/abs/2407.01492"
@@ -72,6 +61,7 @@ class Regmix(SwarmMixer):
         """(num_runs, K) proportions, no two alike. Raises ConfigError if so many do not exist or cannot be fitted."""
         settings = self.settings
         self._target(domains)
+        repetition_cap(Known(domains.names, natural_shares(domains), domains.num_tokens_K), settings)
         _check_size(len(domains), settings.num_runs, settings.num_folds)
         order_K = by_name(domains.names)
         weight_SK = np.empty((settings.num_runs, len(domains)))
@@ -87,33 +77,10 @@ class Regmix(SwarmMixer):
         return weight_SK
 
     def fit(self, domains: Domains, weight_SK: np.ndarray, loss_SK: np.ndarray, *, rng: np.random.Generator) -> Mixture:
-        """The mixture. Facts: `spearman` and `rmse` (nats) of held-out runs, `rounds` of boosting, the predicted loss of
-        the mixture and of the natural one, the best run. Table `fit`: target of each run, and what was predicted of it.
-        """
-        settings = self.settings
-        _check_size(len(domains), len(weight_SK), settings.num_folds)
-        order_K = by_name(domains.names)
-        prior_K = natural_shares(domains)[order_K]
-        swarm = Swarm(weight_SK[:, order_K], self._target_losses(domains, loss_SK), settings.regressor)
-        held_out_S, rounds = held_out_predictions(swarm, settings.num_folds, num_rounds=settings.num_rounds, rng=rng)
-        candidate_CK = candidates(prior_K, settings.num_candidates, max_upsampling=settings.max_upsampling, rng=rng)
-        if len(candidate_CK) < settings.num_best:
-            kept = f"{len(candidate_CK)} of {settings.num_candidates} candidates keep to max_upsampling"
-            raise ConfigError(f"regmix: {kept}, {settings.num_best} are to be averaged; raise num_candidates")
-        weight_K = np.empty(len(domains))
-        weight_K[order_K] = average_best(candidate_CK, predict(swarm, candidate_CK, num_rounds=rounds), settings.num_best)
-        predicted = predict(swarm, np.stack([weight_K[order_K], prior_K]), num_rounds=rounds)
-        best_run = int(np.argmin(swarm.target_S))
-        facts = {
-            "spearman": spearman(held_out_S, swarm.target_S),
-            "rmse": float(np.sqrt(np.mean((held_out_S - swarm.target_S) ** 2))),
-            "rounds": rounds if settings.regressor == "gradient_boosting" else None,
-            "predicted": float(predicted[0]),
-            "predicted_natural": float(predicted[1]),
-            "best_run": {"run": best_run, "target": float(swarm.target_S[best_run])},
-        }
-        table = {"run": np.arange(len(weight_SK)), "target": swarm.target_S, "predicted_held_out": held_out_S}
-        return Mixture.constant(domains.names, weight_K, facts=facts, tables={"fit": table})
+        """The mixture, with the facts of `ops.proposal.propose`; table `fit`: target of each run, and what was predicted
+        of it."""
+        known = Known(domains.names, natural_shares(domains), domains.num_tokens_K)
+        return fit_runs(known, weight_SK, self._target_losses(domains, loss_SK), self.settings, rng=rng)
 
     def _target(self, domains: Domains) -> np.ndarray:
         """Weight of each domain's loss in what is to be lowered, (K,), sums to 1."""
@@ -131,6 +98,29 @@ class Regmix(SwarmMixer):
                 f"regmix: held-out loss of {domains.names[k]!r} after run {run} is {loss_SK[run, k]}, wanted a number"
             )
         return np.asarray(loss_SK[:, target_K > 0] @ target_K[target_K > 0])
+
+
+def fit_runs(
+    known: Known,
+    weight_SK: np.ndarray,
+    target_S: np.ndarray,
+    settings: SearchSettings,
+    *,
+    rng: np.random.Generator,
+    higher_is_better: bool = False,
+) -> Mixture:
+    """The mixture that a fit of `target_S` to the mixtures of any runs prefers; raises ConfigError for too few runs."""
+    _check_size(len(known.names), len(weight_SK), settings.num_folds)
+    order_K = by_name(known.names)
+    names = [known.names[k] for k in order_K]
+    token_K = None if known.token_K is None else known.token_K[order_K]
+    swarm = Swarm(weight_SK[:, order_K], target_S, settings.regressor)
+    ordered = Known(names, known.prior_K[order_K], token_K)
+    proposal = propose(swarm, ordered, settings, rng=rng, higher_is_better=higher_is_better)
+    weight_K = np.empty(len(order_K))
+    weight_K[order_K] = proposal.weight_K
+    table = {"run": np.arange(len(weight_SK)), "target": target_S, "predicted_held_out": proposal.held_out_S}
+    return Mixture.constant(known.names, weight_K, facts=proposal.facts, tables={"fit": table})
 
 
 def _check_size(num_domains: int, num_runs: int, num_folds: int) -> None:

@@ -1,25 +1,25 @@
-"""The swarm's draw against loops of the published rules, and fits to its losses against plain solutions."""
+"""The draw of runs and of candidates against loops of their rules, and the search against plain ones."""
 
 import numpy as np
 import pytest
 
 from dataflex_tools.core.errors import ConfigError
+from dataflex_tools.ops.proportions import fill
 from dataflex_tools.ops.swarm import (
-    Swarm,
     average_best,
+    bounded,
     candidates,
+    divergence,
     draw_swarm,
-    held_out_predictions,
-    linear_coefficients,
-    predict,
+    refine,
     rounded,
+    upper_bounds,
     within_bound,
 )
-from tests.helpers import FLOAT64, vector
+from tests.helpers import FLOAT64
 
 PRIOR = np.array([0.6, 0.25, 0.1, 0.05])
 DRAW = {"exponent": 0.5, "strengths": (0.1, 5.0), "max_upsampling": 15.0, "min_share": 2e-4}
-DATA = vector("regmix_linear")
 
 
 def draw(num=300, seed=0, prior=PRIOR, **changes):
@@ -71,7 +71,7 @@ def test_a_row_of_nothing_but_crumbs_is_left_out():
 
 def test_shares_at_their_bound_stay_and_above_it_go():
     rows = np.array([[0.5, 0.5], [0.5 + 1e-9, 0.5 - 1e-9]])
-    np.testing.assert_array_equal(within_bound(rows, np.array([0.25, 0.75]), max_upsampling=2), rows[:1])
+    np.testing.assert_array_equal(within_bound(rows, np.array([0.5, 1.0])), rows[:1])
 
 
 def test_the_draw_lies_around_the_tempered_prior():
@@ -98,63 +98,117 @@ def test_more_mixtures_than_there_are_is_an_error():
         draw(prior=np.array([0.5, 0.5]), min_share=0.1)
 
 
-def test_candidates_keep_the_bound_of_the_runs():
-    candidate_CK = candidates(PRIOR, 5000, max_upsampling=3, rng=np.random.default_rng(0))
-    assert 0 < len(candidate_CK) < 5000
-    assert (candidate_CK <= np.minimum(3 * PRIOR, 1)).all()
+def naive_candidates(prior, num, rng):
+    """Each of 3 exponents and 15 strengths in turn, as evenly as `num` allows, the first ones more."""
+    groups = []
+    for exponent in (1, 0.5, 0.25):
+        raised = [share**exponent for share in prior]
+        for i in range(15):
+            strength = 200 ** (i / 14)
+            groups.append([strength * share / sum(raised) for share in raised])
+    rows = []
+    for number, alpha in enumerate(groups):
+        for _ in range(num // 45 + (number < num % 45)):
+            rows.append(rng.dirichlet(alpha))
+    return rows
 
 
-def test_the_linear_fit_and_what_it_predicts_are_the_given_numbers():
-    given, wanted = DATA["inputs"], DATA["expected"]
-    weight_SK, target_S = np.array(given["train_mixtures"]), np.array(given["train_losses"])
-    swarm, candidate_CK = Swarm(weight_SK, target_S, "linear"), np.array(given["candidates"])
-    predicted_C = predict(swarm, candidate_CK, num_rounds=1)
-    exact = {"rtol": DATA["tolerance"]}
-    np.testing.assert_allclose(linear_coefficients(weight_SK, target_S), wanted["coef"], **exact)
-    np.testing.assert_allclose(predict(swarm, weight_SK, num_rounds=1), wanted["train_pred"], **exact)
-    np.testing.assert_allclose(predicted_C, wanted["candidate_pred"], **exact)
-    assert np.argsort(predicted_C, kind="stable").tolist() == wanted["order_asc"]
-    best_K = average_best(candidate_CK, predicted_C, given["k"])
-    np.testing.assert_allclose(best_K, wanted["optimal_mixture_mean_of_top_k"], **exact)
+def test_candidates_are_those_of_the_loop():
+    found_CK = candidates(PRIOR, 100, rng=np.random.default_rng(3))
+    np.testing.assert_allclose(found_CK, naive_candidates(PRIOR, 100, np.random.default_rng(3)), **FLOAT64)
 
 
-def test_equal_predictions_are_taken_in_the_order_of_the_draw():
+def entropy(weight_CK):
+    positive_CK = np.where(weight_CK > 0, weight_CK, 1)
+    return -(positive_CK * np.log(positive_CK)).sum(axis=1)
+
+
+def test_candidates_lie_around_natural_not_only_in_corners():
+    prior_K = np.random.default_rng(0).dirichlet(np.ones(17))
+    natural = entropy(prior_K[None])[0]
+    found_C = entropy(candidates(prior_K, 4500, rng=np.random.default_rng(0)))
+    corners_C = entropy(np.random.default_rng(0).dirichlet(prior_K, 4500))
+    assert (found_C > natural).mean() > 0.2
+    assert (corners_C > natural).mean() < 0.001
+
+
+def test_a_bound_is_what_some_run_had_and_never_below_natural():
+    weight_SK = np.array([[0.9, 0.1, 0.0, 0.0], [0.2, 0.2, 0.6, 0.0]])
+    np.testing.assert_allclose(upper_bounds(PRIOR, weight_SK, max_upsampling=15), [0.9, 0.25, 0.6, 0.05])
+    np.testing.assert_allclose(upper_bounds(PRIOR, weight_SK, max_upsampling=3), [0.9, 0.25, 0.3, 0.05])
+
+
+def test_what_a_bound_cuts_off_is_spread_as_for_one_row():
+    rows = np.concatenate([np.random.default_rng(0).dirichlet(PRIOR, 300), np.eye(4)])
+    bound_K = np.array([0.7, 0.4, 0.3, 0.05])
+    wanted = [row if (row <= bound_K).all() else fill(row, 1.0, limit_K=bound_K) for row in rows]
+    wanted = np.array([row for row in wanted if abs(sum(row) - 1) < 1e-9])
+    found_CK = bounded(rows, bound_K)
+    assert len(wanted) == 300  # a corner has nothing else to give to
+    np.testing.assert_allclose(found_CK, wanted, **FLOAT64)
+    assert (found_CK <= bound_K).all()
+
+
+def test_a_row_within_its_bounds_stays_as_it_is():
+    np.testing.assert_array_equal(bounded(PRIOR[None], PRIOR), PRIOR[None])
+
+
+def test_equal_values_are_taken_in_the_order_of_the_draw():
     np.testing.assert_array_equal(average_best(np.eye(3), np.array([1.0, 0.5, 0.5]), 1), [0, 1, 0])
 
 
-def test_linear_held_out_predictions_equal_normal_equations_without_the_run_s_fold():
-    weight_SK = draw(12)
-    target_S = np.random.default_rng(1).uniform(2, 3, 12)
-    held_out_S, rounds = held_out_predictions(
-        Swarm(weight_SK, target_S, "linear"), 4, num_rounds=99, rng=np.random.default_rng(2)
-    )
-    folds = np.array_split(np.random.default_rng(2).permutation(12), 4)
-    for fold in folds:
-        rest = [s for s in range(12) if s not in fold]
-        gram, right = weight_SK[rest].T @ weight_SK[rest], weight_SK[rest].T @ target_S[rest]
-        np.testing.assert_allclose(held_out_S[fold], weight_SK[fold] @ np.linalg.solve(gram, right), **FLOAT64)
-    assert rounds == 1
+def test_divergence_equals_the_sum_over_domains_with_a_share():
+    rows = np.array([[0.5, 0.5, 0.0, 0.0], PRIOR, [0.0, 0.0, 0.0, 1.0]])
+    wanted = [0.5 * np.log(0.5 / 0.6) + 0.5 * np.log(0.5 / 0.25), 0.0, np.log(20)]
+    np.testing.assert_allclose(divergence(rows, PRIOR), wanted, **FLOAT64)
 
 
-def test_boosting_stops_at_the_round_that_predicts_held_out_runs_best():
-    weight_SK, rng = draw(40), np.random.default_rng(1)
-    target_S = rng.normal(size=40)  # nothing to learn, so that more rounds are worse
-    swarm = Swarm(weight_SK, target_S, "gradient_boosting")
-    held_out_S, rounds = held_out_predictions(swarm, 4, num_rounds=300, rng=np.random.default_rng(2))
-    at_limit_S, limit = held_out_predictions(swarm, 4, num_rounds=rounds, rng=np.random.default_rng(2))
-    assert rounds == limit < 300
-    np.testing.assert_array_equal(held_out_S, at_limit_S)
+OPTIMUM = np.array([0.3, 0.05, 0.25, 0.4])
 
 
-def test_a_held_out_run_is_predicted_without_its_own_loss():
-    weight_SK = draw(30)
-    target_S = np.random.default_rng(1).uniform(2, 3, 30)
-    changed_S = target_S.copy()
-    changed_S[7] = 100.0
-    for regressor in ("linear", "gradient_boosting"):
-        held_out = [
-            held_out_predictions(Swarm(weight_SK, y, regressor), 30, num_rounds=1, rng=np.random.default_rng(0))[0]
-            for y in (target_S, changed_S)
-        ]
-        assert held_out[0][7] == held_out[1][7]
-        assert (held_out[0] != held_out[1]).sum() > 15
+def valley(weight_CK):
+    """Curved and tilted, least at the optimum."""
+    off_CK = weight_CK - OPTIMUM
+    return (off_CK**2 * [1, 4, 2, 1]).sum(axis=1) + 0.5 * off_CK[:, 0] * off_CK[:, 2]
+
+
+def naive_refined(objective, start, bound):
+    """The best exchange of a share between two domains, again and again; half the share when there is none."""
+    weight, value, step = list(start), objective(np.array([start]))[0], 0.128
+    while step > 0.0009:
+        best = None
+        for give in range(len(weight)):
+            for take in range(len(weight)):
+                if give == take:
+                    continue
+                moved, amount = list(weight), min(step, weight[give], max(bound[take] - weight[take], 0))
+                moved[give], moved[take] = moved[give] - amount, moved[take] + amount
+                other = objective(np.array([moved]))[0]
+                if best is None or other < best[0]:
+                    best = (other, moved)
+        if best[0] < value - 1e-12 * max(1, abs(value)):
+            value, weight = best
+        else:
+            step /= 2
+    return weight
+
+
+@pytest.mark.parametrize("bound", [[1, 1, 1, 1], [1, 0.26, 0.2, 0.31]])
+def test_refinement_is_that_of_the_loop_and_keeps_the_bounds(bound):
+    found_K = refine(valley, PRIOR, np.array(bound, float))
+    np.testing.assert_allclose(found_K, naive_refined(valley, PRIOR, bound), **FLOAT64)
+    assert found_K.sum() == pytest.approx(1)
+    assert (found_K >= 0).all()
+    assert (found_K <= np.array(bound) + 1e-15).all()
+
+
+def test_refinement_finds_the_optimum_to_its_last_step():
+    found_K = refine(valley, PRIOR, np.ones(4))
+    np.testing.assert_allclose(found_K, OPTIMUM, atol=0.002)
+
+
+def test_refinement_of_a_plane_ends_in_a_corner_and_of_a_level_one_where_it_began():
+    corner_K = refine(lambda weight_CK: weight_CK @ [3.0, 2.0, 1.0, 4.0], PRIOR, np.ones(4))
+    np.testing.assert_allclose(corner_K, [0, 0, 1, 0], atol=1e-12)
+    level_K = refine(lambda weight_CK: np.ones(len(weight_CK)), PRIOR, np.ones(4))
+    np.testing.assert_array_equal(level_K, PRIOR)
