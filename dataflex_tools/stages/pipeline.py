@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from dataflex_tools.core import dist
-from dataflex_tools.core.config import apply_overrides, load_yaml
+from dataflex_tools.core.config import apply_overrides, from_mapping, load_yaml, to_mapping
 from dataflex_tools.core.errors import ConfigError, did_you_mean
 from dataflex_tools.data.sources import check_exists
+from dataflex_tools.methods import METHODS
 from dataflex_tools.stages.config import STAGES, EvaluateConfig, TrainConfig, build, laid_over, without_code
 
 logger = logging.getLogger("flextools")
@@ -36,7 +37,7 @@ def load_steps(path: Path, overrides: Sequence[str] = ()) -> list[Step]:
         path = path / "manifest.json"
     recipe = load_yaml(path)
     if isinstance(recipe.get("config"), Mapping) and "stage" in recipe["config"]:
-        return _recorded_step(path, recipe["config"], overrides)
+        return _recorded_step(path, _as_decided(recipe), overrides)
     elif "format" in recipe and "kind" in recipe:
         raise ConfigError(
             f"{path} is the manifest of a {recipe['kind']}, which is made on the way to a plan; give a plan's or a run's"
@@ -65,6 +66,21 @@ def _stage_of(recipe: Mapping[str, Any]) -> str | None:
     marks = {"method": "score", "artifacts": "train", "run": "evaluate"}
     found = next((stage for key, stage in marks.items() if key in recipe), None)
     return named if isinstance(named, str) and named in STAGES else found
+
+
+def _as_decided(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of a result; a setting that it left to a default which is another now is named."""
+    config = dict(manifest["config"])
+    made_with = manifest.get("settings")
+    if config["stage"] != "score" or not isinstance(made_with, Mapping):
+        return config
+    cls = METHODS.find(str(config.get("method")))
+    given = config.get("settings") or {}
+    now = to_mapping(from_mapping(cls.Settings, given, where=f"{cls.kind} {config.get('method')!r}"))
+    changed = {key: value for key, value in made_with.items() if key in now and now[key] != value}
+    for key, value in changed.items():
+        logger.info("settings.%s is %r, the default when this was made; today's is %r", key, value, now[key])
+    return {**config, "settings": {**given, **changed}}
 
 
 def _recorded_step(path: Path, config: Mapping[str, Any], overrides: Sequence[str]) -> list[Step]:

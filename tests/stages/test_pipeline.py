@@ -87,3 +87,20 @@ def test_an_evaluation_is_replayed_from_its_result(project: Path) -> None:
     assert run_steps(load_steps(path)) == [result]
     again = run_steps(load_steps(path, ["name=again"]))[0]
     assert again["groups"] == result["groups"]
+
+
+def test_a_default_that_changed_since_is_replayed_as_it_was(tmp_path: Path) -> None:
+    source = tmp_path / "say.jsonl"
+    tiny.write_jsonl(source, tiny.records(4, kind="say"))
+    settings = {"num_runs": 16}
+    old = {**settings, "regressor": "gradient_boosting", "num_best": 128, "strengths": [0.1, 5.0]}
+    config = {
+        "stage": "score", "method": "regmix", "model": {"path": "model"}, "data": [str(source)], "settings": settings,
+        "pack": {"block_size": 16, "held_out": 0.1},
+    }  # fmt: skip
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps({"format": 1, "kind": "plan", "config": config, "settings": old}))
+    (step,) = load_steps(path)
+    assert step.config.settings == {"num_runs": 16, "regressor": "gradient_boosting"}
+    (step,) = load_steps(path, ["settings.regressor=linear"])
+    assert step.config.settings["regressor"] == "linear"
