@@ -229,6 +229,67 @@ def evaluate(
 
 @app.command(
     epilog=_examples(
+        "flextools fit --ratios shares.csv --metrics losses.csv",
+        "flextools fit --ratios shares.csv --metrics losses.csv --natural tokens.csv --out artifacts/fit",
+    )
+)
+def fit(
+    ratios: Annotated[
+        str | None, typer.Option("--ratios", help="table of runs: the share of each domain in each run")
+    ] = None,
+    metrics: Annotated[str | None, typer.Option("--metrics", help="table of runs: what was measured after each run")] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--target", metavar="METRIC[=WEIGHT]", help="metric to lower; the mean of all if not given; repeatable"
+        ),
+    ] = None,
+    higher_is_better: Annotated[bool, typer.Option("--higher-is-better", help="raise the target instead")] = False,
+    natural: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--natural",
+            metavar="FILE|DOMAIN=AMOUNT",
+            help="shares or tokens of your data; the mean of the runs if not given",
+        ),
+    ] = None,
+    index: Annotated[str | None, typer.Option("--index", help="column that names the runs in both tables")] = None,
+    out: Annotated[str | None, typer.Option("--out", help="artifact folder for the mixture; none if not given")] = None,
+    config: Config = None,
+    set_: Set = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an artifact in --out")] = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Fit runs that you have: from their mixtures and metrics to the mixture predicted to be best."""
+    from dataflex_tools.stages.config import build
+    from dataflex_tools.stages.fit import fit as run_stage
+    from dataflex_tools.stages.fit import given_values
+
+    given = {
+        "ratios": ratios,
+        "metrics": metrics,
+        "target": given_values(target, option="--target"),
+        "higher_is_better": higher_is_better or None,
+        "natural": given_values(natural, option="--natural"),
+        "index": index,
+        "out": out,
+    }
+    settings = build("fit", _settings("fit", config, given, set_, skip_bad=False, is_alone=True))
+    if dry_run:
+        from dataflex_tools.stages.estimate import estimate_fit
+
+        _print_estimate(estimate_fit(settings, overwrite=overwrite), as_json=as_json)
+        return
+    from dataflex_tools.report.mixtures import fit_text
+
+    result = run_stage(settings, overwrite=overwrite)
+    if dist.is_main():
+        typer.echo(json.dumps(result) if as_json else fit_text(result))
+
+
+@app.command(
+    epilog=_examples(
         "flextools run pipelines/less.yaml --dry-run",
         "flextools run artifacts/less/manifest.json --set seed=1",
     )

@@ -73,12 +73,19 @@ def load_mixture(folder: Path) -> LoadedMixture:
     return LoadedMixture(folder, manifest, Mixture(names, step_S, weight_SK, trajectory, detail, facts))
 
 
-def natural_share(manifest: Mapping[str, Any], names: Sequence[str]) -> tuple[np.ndarray, Literal["tokens", "rows"]] | None:
+def natural_share(
+    manifest: Mapping[str, Any], names: Sequence[str]
+) -> tuple[np.ndarray, Literal["tokens", "rows", "given"]] | None:
     """Share of each domain in the data, (K,) float64, and of what it is a share; None if the manifest does not say.
 
-    Read from `stats.num_tokens` {domain: tokens}, else from `corpus.domains` {domain: rows}.
+    Read from `stats.num_tokens` {domain: tokens}, else from `stats.natural` {domain: share}, which somebody gave, else from
+    `corpus.domains` {domain: rows}.
     """
-    in_tokens = counts_of((manifest.get("stats") or {}).get("num_tokens"), names)
+    stats = manifest.get("stats") or {}
+    in_tokens = counts_of(stats.get("num_tokens"), names)
+    given_K = counts_of(stats.get("natural"), names)
+    if in_tokens is None and given_K is not None:
+        return given_K / given_K.sum(), "given"
     count_K = in_tokens if in_tokens is not None else counts_of((manifest.get("corpus") or {}).get("domains"), names)
     if count_K is None:
         return None
@@ -154,7 +161,7 @@ def _to_numpy(column: pa.ChunkedArray) -> np.ndarray:
 
 def _stats(mixture: Mixture, given: Mapping[str, Any]) -> dict[str, Any]:
     weight_K, log_K = mixture.weight_SK[-1], float(np.log(len(mixture.names)))
-    warning = concentration(mixture.names, weight_K).get("warning")
+    found = (*given.get("warnings", []), concentration(mixture.names, weight_K).get("warning"), mixture.facts.get("warning"))
     return {
         **given,
         "weights": dict(zip(mixture.names, weight_K.tolist(), strict=True)),
@@ -162,6 +169,6 @@ def _stats(mixture: Mixture, given: Mapping[str, Any]) -> dict[str, Any]:
         "entropy_share": mixture.entropy / log_K if log_K else None,
         "schedule": {"entries": len(mixture.step_S), "last_step": int(mixture.step_S[-1])},
         "updates": max(0, len(mixture.trajectory) - 1),
-        "warnings": [*given.get("warnings", []), *([warning] if warning else [])],
+        "warnings": [text for text in dict.fromkeys(found) if text],
         "facts": {**given.get("facts", {}), **mixture.facts},
     }

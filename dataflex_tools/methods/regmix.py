@@ -62,7 +62,7 @@ class Regmix(SwarmMixer):
         settings = self.settings
         self._target(domains)
         repetition_cap(Known(domains.names, natural_shares(domains), domains.num_tokens_K), settings)
-        _check_size(len(domains), settings.num_runs, settings.num_folds)
+        check_size(len(domains), settings.num_runs, settings.num_folds)
         order_K = by_name(domains.names)
         weight_SK = np.empty((settings.num_runs, len(domains)))
         weight_SK[:, order_K] = draw_swarm(
@@ -110,7 +110,7 @@ def fit_runs(
     higher_is_better: bool = False,
 ) -> Mixture:
     """The mixture that a fit of `target_S` to the mixtures of any runs prefers; raises ConfigError for too few runs."""
-    _check_size(len(known.names), len(weight_SK), settings.num_folds)
+    check_size(len(known.names), len(weight_SK), settings.num_folds)
     order_K = by_name(known.names)
     names = [known.names[k] for k in order_K]
     token_K = None if known.token_K is None else known.token_K[order_K]
@@ -123,7 +123,10 @@ def fit_runs(
     return Mixture.constant(known.names, weight_K, facts=proposal.facts, tables={"fit": table})
 
 
-def _check_size(num_domains: int, num_runs: int, num_folds: int) -> None:
+def check_size(num_domains: int, num_runs: int, num_folds: int) -> None:
+    """Raise ConfigError for fewer runs than a fit to all but one fold needs, or a single domain."""
     least = max(2 * num_folds, -(-num_domains * num_folds // (num_folds - 1)))
-    require(num_domains > 1, "regmix: the data has one domain, a mixture needs two; name more sources with --data NAME=PATH")
+    require(
+        num_domains > 1, "regmix: found one domain, a mixture needs two; name more (--data NAME=PATH, or columns of shares)"
+    )
     require(num_runs >= least, f"regmix: {num_runs} runs are too few to fit {num_domains} domains; wanted at least {least}")

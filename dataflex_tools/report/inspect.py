@@ -136,7 +136,10 @@ def _headline(facts: Mapping[str, Any]) -> str:
 
 def _origin(facts: Mapping[str, Any]) -> list[str]:
     lines = [f"created    {facts.get('created')} by flextools {facts.get('producer', {}).get('version')}"]
-    if corpus := facts.get("corpus"):
+    corpus = facts.get("corpus") or {}
+    for name, entry in corpus.get("tables", {}).items():
+        lines.append(f"{name:10} {entry['path']} ({_short(entry)}), {corpus['runs']:,} runs")
+    if "rows" in corpus:
         domains = corpus.get("domains") or []
         lines.append(f"corpus     {corpus['rows']:,} rows, {len(domains)} domains, fingerprint {_short(corpus)}")
     if model := facts.get("model"):

@@ -83,6 +83,29 @@ def _shown(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def fit_text(result: Mapping[str, Any]) -> str:
+    """What `flextools fit` found, for a terminal; no trailing newline."""
+    facts, natural = result["facts"], result["natural"]
+    best = facts["best_run"]
+    predictions = [
+        [title, f"{facts[key]:.4f}", "{:.4f} to {:.4f}".format(*facts[f"{key}_interval"])]
+        for title, key in (("mixture", "predicted"), ("natural", "predicted_natural"))
+    ]
+    predictions.append([f"best run, {best['run']}", f"{best['target']:.4f}", "measured"])
+    domains = [
+        {"domain": name, "natural": natural[name], "weight": weight, "ratio": weight / natural[name]}
+        for name, weight in result["weights"].items()
+    ]
+    lines = [*(f"warning: {text}" for text in result["warnings"]), *result["notes"], ""]
+    lines += [_domain_table(domains, None), ""]
+    lines += [table(["target", "predicted", "95 % of runs there"], predictions, right=["predicted"]), ""]
+    judged = {key: facts[key] for key in ("spearman", "rmse", "regret", "optimism")}
+    lines.append(f"of runs predicted by fits without them: {_shown(judged)}")
+    if free := facts.get("unconstrained"):
+        lines.append(f"without kl and target_tokens: {_shown(free)}")
+    return "\n".join(lines if result["out"] is None else [*lines, "", f"{result['out']}  {result['digest']}"])
+
+
 def _trajectory(names: Sequence[str], states: Sequence[MixState]) -> dict[str, Any] | None:
     """First, mean and last weights; the mean is over the states, the start included."""
     if not states:
@@ -211,9 +234,15 @@ def _notes(labels: Sequence[str], loaded: Sequence[LoadedMixture]) -> list[str]:
         notes.append(f"{', '.join(schedules)} changes over the steps: the weights shown are the last")
     if len({(one.manifest.get("tokenizer") or {}).get("sha256") for one in loaded}) > 1:
         notes.append("made with different tokenizers: a share of tokens is not the same amount of text in each")
-    if len({one.manifest["corpus"].get("fingerprint") for one in loaded}) > 1:
+    if len({_made_for(one.manifest) for one in loaded}) > 1:
         notes.append("made for different data")
     return notes
+
+
+def _made_for(manifest: Mapping[str, Any]) -> str:
+    """What tells the data of a mixture from others: the corpus, or the tables of runs."""
+    corpus = manifest["corpus"]
+    return str(corpus.get("fingerprint") or corpus.get("tables"))
 
 
 def _rest(count: int, columns: Sequence[str]) -> list[list[str]]:

@@ -14,6 +14,7 @@ from dataflex_tools.data.tokenized import RenderSettings
 from dataflex_tools.methods import METHODS
 from dataflex_tools.methods.base import OnlineMixer, StaticMixer, SwarmMixer
 from dataflex_tools.models.settings import ModelSettings
+from dataflex_tools.ops.proposal import SearchSettings
 from dataflex_tools.score.settings import (
     EmbeddingSettings,
     GradientSettings,
@@ -144,12 +145,39 @@ class EvaluateConfig:
                 f"evaluate: token_budget is {self.token_budget}, wanted a positive number")  # fmt: skip
 
 
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """`flextools fit`: the mixture that a fit to a table of runs prefers; written to `out`, if it is given.
+
+    `ratios`: shares of the domains in each run; `metrics`: what was measured after it, joined by the column `index`, or one
+    that names the runs in both, or by order. `target`: the metric to lower, "mean" of all, one, or weights; to raise with
+    `higher_is_better`. `natural`: shares or tokens of the domains, or a file of them; the mean of the runs if not given.
+    `settings` are those of the search (`ops.proposal.SearchSettings`).
+    """
+
+    ratios: str
+    metrics: str
+    out: str | None = None
+    index: str | None = None
+    target: Mapping[str, float] | str = "mean"
+    higher_is_better: bool = False
+    natural: Mapping[str, float] | str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    licence: str = "unknown"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        from_mapping(SearchSettings, self.settings, where="fit: settings")
+
+
 _HINTS = {
+    "ratios": "give --ratios FILE, a table of the shares of each run",
+    "metrics": "give --metrics FILE, a table of what was measured after each run",
     "method": "give --method NAME (`flextools methods` lists them)", "model": "give --model FOLDER or a hub name",
     "data": "give --data FILE, FOLDER or HUB_NAME:SPLIT", "artifacts": "give --artifacts FOLDER of `flextools score`",
     "out": "give --out FOLDER", "run": "give the folder of a run",
 }  # fmt: skip
-STAGES: dict[str, type] = {"score": ScoreConfig, "train": TrainConfig, "evaluate": EvaluateConfig}
+STAGES: dict[str, type] = {"score": ScoreConfig, "train": TrainConfig, "evaluate": EvaluateConfig, "fit": FitConfig}
 T = TypeVar("T")
 
 
@@ -159,7 +187,7 @@ def build(stage: str, values: Mapping[str, Any]) -> Any:
         raise ConfigError(f"unknown stage {stage!r}; {did_you_mean(stage, STAGES)}")
     values = dict(values)
     for key in ("data", "target"):
-        if key in values:
+        if key in values and stage != "fit":  # whose target is a metric
             values[key] = _as_specs(values[key], f"{stage}: {key}")
     if isinstance(values.get("model"), str):
         values["model"] = {"path": values["model"]}
@@ -191,11 +219,11 @@ def laid_over(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, An
     return merged(written_out(shared), written_out(own))
 
 
-def recorded(config: ScoreConfig | TrainConfig) -> dict[str, Any]:
+def recorded(config: ScoreConfig | TrainConfig | FitConfig) -> dict[str, Any]:
     """What a result's manifest keeps as `config`: all settings but `out`, so that a moved result is the same result."""
     stage = next(name for name, cls in STAGES.items() if isinstance(config, cls))
     # newer keys are named only where set: what was recorded before they existed keeps its address
-    newer = _NEWER[stage]
+    newer = _NEWER.get(stage, ())
     unset = [item.name for item in fields(config) if item.name in newer and getattr(config, item.name) == _default(item)]
     return {"stage": stage, **{key: value for key, value in to_mapping(config).items() if key not in ("out", *unset)}}
 

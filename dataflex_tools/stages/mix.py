@@ -140,14 +140,23 @@ def score_mixture(config: ScoreConfig, *, overwrite: bool = False) -> dict[str, 
 
 def is_done(prepared: Prepared, *, overwrite: bool) -> bool:
     """Whether `out` holds exactly this mixture. Raises ArtifactError if it holds something else, unless `overwrite`."""
-    out = Path(prepared.config.out)
-    if not (out / MANIFEST).exists():
+    config, settings = prepared.config, prepared.method.settings
+    return has_plan(config.out, prepared.address, without_code(recorded(config)), settings, overwrite=overwrite)
+
+
+def has_plan(out: str, address: str, config: dict[str, Any], settings: Any, *, overwrite: bool) -> bool:
+    """Whether `out` holds the plan of this address; `config` and `settings`, defaults filled in, tell what differs.
+
+    Raises ArtifactError if it holds another one, unless `overwrite`.
+    """
+    if not (Path(out) / MANIFEST).exists():
         return False
-    found = read_manifest(out)
-    if found.get("address") == prepared.address or overwrite:
-        return found.get("address") == prepared.address
-    differing = differences(found.get("config", {}), without_code(recorded(prepared.config)))
-    names = ", ".join(differing) or "the content of data or model"
+    found = read_manifest(Path(out))
+    if found.get("address") == address or overwrite:
+        return found.get("address") == address
+    before = {**found.get("config", {}), "settings": found.get("settings", {})}
+    now = {**config, "settings": to_mapping(settings)}
+    names = ", ".join(differences(before, now)) or "the content of data or model"
     raise ArtifactError(
         f"{out} holds another plan ({found.get('method')}; differing: {names}); choose another --out, or give --overwrite"
     )

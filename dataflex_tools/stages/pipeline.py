@@ -8,10 +8,10 @@ from typing import Any
 
 from dataflex_tools.core import dist
 from dataflex_tools.core.config import apply_overrides, from_mapping, load_yaml, to_mapping
-from dataflex_tools.core.errors import ConfigError, did_you_mean
+from dataflex_tools.core.errors import ConfigError, did_you_mean, near_path
 from dataflex_tools.data.sources import check_exists
 from dataflex_tools.methods import METHODS
-from dataflex_tools.stages.config import STAGES, EvaluateConfig, TrainConfig, build, laid_over, without_code
+from dataflex_tools.stages.config import STAGES, EvaluateConfig, FitConfig, TrainConfig, build, laid_over, without_code
 
 logger = logging.getLogger("flextools")
 
@@ -28,10 +28,10 @@ class Step:
 def load_steps(path: Path, overrides: Sequence[str] = ()) -> list[Step]:
     """The stages of a recipe, all checked before the first one runs.
 
-    A recipe is {common: {...}, stages: {name: {stage: score|train|evaluate, ...}}}; `common` keys reach every stage that
-    has them, and what a stage says itself is laid on top, key by key. The manifest of a plan or a run, or an evaluation, is
-    a recipe of one stage, into its own folder unless told otherwise; `overrides` are then that stage's keys. Raises
-    ConfigError.
+    A recipe is {common: {...}, stages: {name: {stage: score|train|evaluate|fit, ...}}}; `common` keys reach every stage
+    that has them, and what a stage says itself is laid on top, key by key. The manifest of a plan or a run, or an
+    evaluation, is a recipe of one stage, into its own folder unless told otherwise; `overrides` are then that stage's
+    keys. Raises ConfigError.
     """
     if (path / "manifest.json").is_file():
         path = path / "manifest.json"
@@ -63,7 +63,7 @@ def _stage_of(recipe: Mapping[str, Any]) -> str | None:
     if "stages" in recipe or "common" in recipe:
         return None
     named = recipe.get("stage")
-    marks = {"method": "score", "artifacts": "train", "run": "evaluate"}
+    marks = {"method": "score", "artifacts": "train", "run": "evaluate", "ratios": "fit"}
     found = next((stage for key, stage in marks.items() if key in recipe), None)
     return named if isinstance(named, str) and named in STAGES else found
 
@@ -104,12 +104,21 @@ def _check_inputs(path: Path, steps: Sequence[Step]) -> None:
                 raise ConfigError(
                     f"recipe {path}: {step.name}: {folder} does not exist and no stage before makes it; {hint}"
                 )
-        for source in (*step.config.data, *getattr(step.config, "target", ())):
-            check_exists(source)
+        if isinstance(step.config, FitConfig):
+            _check_tables(path, step.config)
+        else:
+            for source in (*step.config.data, *getattr(step.config, "target", ())):
+                check_exists(source)
         if isinstance(step.config, TrainConfig):
             check_training(step.config.training, world_size=dist.world_size())
-        if not isinstance(step.config, EvaluateConfig):
+        if not isinstance(step.config, EvaluateConfig) and step.config.out is not None:
             made.append(step.config.out)
+
+
+def _check_tables(path: Path, config: FitConfig) -> None:
+    for table in (config.ratios, config.metrics):
+        if not Path(table).exists():
+            raise ConfigError(f"recipe {path}: {table} does not exist; {near_path(Path(table)) or 'give a table of runs'}")
 
 
 def _check_common(path: Path, common: Any) -> None:
@@ -123,13 +132,14 @@ def _check_common(path: Path, common: Any) -> None:
 
 def _step(path: Path, name: str, values: Any, common: Mapping[str, Any]) -> Step:
     if not isinstance(values, Mapping) or "stage" not in values:
-        raise ConfigError(f"recipe {path}: {name} does not say which stage it is; add `stage: score|train|evaluate`")
+        raise ConfigError(f"recipe {path}: {name} does not say which stage it is; add `stage: score|train|evaluate|fit`")
     stage = values["stage"]
     if stage not in STAGES:
         raise ConfigError(f"recipe {path}: {name}: unknown stage {stage!r}; {did_you_mean(str(stage), STAGES)}")
     fields = STAGES[stage].__dataclass_fields__
-    # evaluation data is never the training data by default
-    shared = {k: v for k, v in common.items() if k in fields and not (stage == "evaluate" and k == "data")}
+    # evaluation data is never the training data by default, and the target of a fit is a metric
+    own_keys = {"evaluate": ("data",), "fit": ("target", "settings")}.get(stage, ())
+    shared = {key: value for key, value in common.items() if key in fields and key not in own_keys}
     own = {key: value for key, value in values.items() if key != "stage"}
     return Step(name, stage, build(stage, laid_over(shared, own)))
 
@@ -137,10 +147,11 @@ def _step(path: Path, name: str, values: Any, common: Mapping[str, Any]) -> Step
 def run_steps(steps: Sequence[Step]) -> list[Mapping[str, Any]]:
     """Run all stages; what exists with the same address is not computed again, and said so."""
     from dataflex_tools.stages.evaluate import evaluate
+    from dataflex_tools.stages.fit import fit
     from dataflex_tools.stages.score import score
     from dataflex_tools.stages.train import train
 
-    functions: dict[str, Any] = {"score": score, "train": train, "evaluate": evaluate}
+    functions: dict[str, Any] = {"score": score, "train": train, "evaluate": evaluate, "fit": fit}
     results = []
     for step in steps:
         logger.info("stage %s (%s)", step.name, step.stage)
@@ -154,9 +165,11 @@ def describe_steps(steps: Sequence[Step], *, as_json: bool) -> str:
     from dataclasses import asdict
 
     from dataflex_tools.report.tables import estimate_table
-    from dataflex_tools.stages.estimate import estimate_evaluate, estimate_score, estimate_train
+    from dataflex_tools.stages.estimate import estimate_evaluate, estimate_fit, estimate_score, estimate_train
 
-    functions: dict[str, Any] = {"score": estimate_score, "train": estimate_train, "evaluate": estimate_evaluate}
+    functions: dict[str, Any] = {
+        "score": estimate_score, "train": estimate_train, "evaluate": estimate_evaluate, "fit": estimate_fit,
+    }  # fmt: skip
     found: dict[str, Any] = {}
     for step in steps:
         waits = [path for path in _inputs_of(step) if not (Path(path) / "manifest.json").exists()]
@@ -178,4 +191,4 @@ def _inputs_of(step: Step) -> list[str]:
         return list(step.config.artifacts)
     if step.stage == "evaluate":
         return [step.config.run]
-    return [step.config.reference] if step.config.reference else []
+    return [step.config.reference] if step.stage == "score" and step.config.reference else []

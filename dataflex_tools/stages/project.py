@@ -25,7 +25,8 @@ from dataflex_tools.stages.config import STAGES, laid_over
 
 NAME = "flextools.yaml"
 _MINE = {0, os.getuid()} if sys.platform != "win32" else {0}  # owners whose file is trusted
-_SECTIONS = ("common", *STAGES, "methods", "inputs")
+_STAGES = {stage: STAGES[stage] for stage in ("score", "train", "evaluate")}
+_SECTIONS = ("common", *_STAGES, "methods", "inputs")
 # what a plan says of itself: `train` takes it from there, not from what a project's plans mostly have
 _OF_THE_PLAN = ("model", "data", "render", "pack", "target", "seed")
 _FOLDERS = ("out", "run", "reference", "artifacts", "proxy.reference_losses")
@@ -66,7 +67,7 @@ class Project:
         command = self.sections.get("inputs")
         if command is None:
             return
-        own = {path for stage in STAGES for path in _paths_of(self.settings(stage))}
+        own = {path for stage in _STAGES for path in _paths_of(self.settings(stage))}
         for path in _paths_of(values):
             if path in own and not Path(path).exists():
                 raise ConfigError(f"{path}, named in {self.path.name}, does not exist; run `{command}` first")
@@ -93,11 +94,11 @@ def _checked(path: Path, sections: Mapping[str, Any]) -> Mapping[str, Any]:
             raise ConfigError(f"{path} has no section {key!r}; {did_you_mean(str(key), _SECTIONS)}")
         if key != "inputs" and not isinstance(value, Mapping):
             raise ConfigError(f"{path}: {key} holds {value!r}, wanted a mapping of keys to values")
-    known = {item.name for cls in STAGES.values() for item in fields(cls)}
+    known = {item.name for cls in _STAGES.values() for item in fields(cls)}
     for key in sections.get("common", {}):
         if key not in known:
             raise ConfigError(f"{path}: common has no setting {key!r}; {did_you_mean(str(key), known)}")
-    for stage, cls in STAGES.items():
+    for stage, cls in _STAGES.items():
         check_keys(cls, sections.get(stage, {}), where=f"{path}: {stage}")
     for name, values in sections.get("methods", {}).items():
         METHODS.find(str(name))

@@ -83,8 +83,8 @@ def open_plans(folders: Sequence[str]) -> Plans:
     found: dict[str, str] = {}
     for folder in folders:
         manifest = read_manifest(Path(folder))
-        if (kind := manifest["kind"]) != "plan" or manifest["config"].get("stage") != "score":
-            wanted = "wanted a plan; give a folder that `flextools score` wrote"
+        if (kind := manifest["kind"]) != "plan" or manifest["config"].get("stage") not in ("score", "fit"):
+            wanted = "wanted a plan; give a folder that `flextools score` or `fit` wrote"
             raise ArtifactError(f"{folder} is an artifact of kind {kind!r}, {wanted}")
         if (facet := facet_of(manifest)) in found:
             raise ConfigError(f"artifacts {found[facet]} and {folder} both fill the facet {facet!r}; give one")
@@ -130,7 +130,7 @@ def _amount_name(budget: Mapping[str, Any]) -> str:
 def resolved(config: TrainConfig, plans: Plans) -> TrainConfig:
     """The settings with everything that the first plan's own configuration answers filled in."""
     first = plans.all[0]
-    score: ScoreConfig = restored(first.folder, first.manifest["config"])
+    score = _made_by(first, config)
     if config.mixing != MixingSettings() and plans.mixture is None:
         raise ConfigError(f"mixing has no effect: {config.artifacts[0]} is a selection; leave it out")
     if config.budget is None and plans.selection is not None:
@@ -179,6 +179,21 @@ def mixture_line(mixture: Mixture, unit: str) -> str:
         return f"shares of {unit}: {first}"
     last = weights_text(Mixture.constant(mixture.names, mixture.weight_SK[-1]))
     return f"shares of {unit}: {first}; {count - 1:,} changes, from step {mixture.step_S[-1]:,} on {last}"
+
+
+def _made_by(plan: LoadedPlan | LoadedMixture, config: TrainConfig) -> ScoreConfig:
+    """The settings that the plan was scored with; one that was fitted to a table knows neither model nor data.
+
+    Raises ConfigError if these are not given then.
+    """
+    made = restored(plan.folder, plan.manifest["config"])
+    if isinstance(made, ScoreConfig):
+        return made
+    if config.model is None or not config.data:
+        lacking = " and ".join(name for name, given in (("--model", config.model), ("--data", config.data)) if not given)
+        raise ConfigError(f"{plan.folder} was fitted to a table of runs, which names neither model nor data; give {lacking}")
+    method = plan.manifest["method"]
+    return ScoreConfig(method=method, model=config.model, data=config.data, out=str(plan.folder), pack=config.pack)
 
 
 def _check_text(config: TrainConfig, score: ScoreConfig) -> None:
@@ -286,7 +301,9 @@ def _check_tokens(
     """Compare a plan with the tokenizer; a mixture may be followed with another one, which is said."""
     if isinstance(plan, LoadedPlan):
         check_tokenizer(plan.manifest, tokenizer.sha256, render.template)
-    elif (made_with := plan.manifest["tokenizer"]["sha256"]) != tokenizer.sha256 and dist.is_main():
+    elif (made_with := (plan.manifest["tokenizer"] or {}).get("sha256", tokenizer.sha256)) != tokenizer.sha256 and (
+        dist.is_main()
+    ):
         logger.warning(
             "%s was made with another tokenizer (%s) than that of %s: its weights are shares of other tokens",
             plan.folder,

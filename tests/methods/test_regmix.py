@@ -128,7 +128,7 @@ def test_too_few_runs_or_domains_are_an_error_before_anything_is_trained():
     many = domains([10] * 6)
     with pytest.raises(ConfigError, match="4 runs are too few to fit 6 domains; wanted at least 12"):
         Regmix(RegmixSettings(num_runs=4, num_folds=2)).mixtures(many, rng=np.random.default_rng(0))
-    with pytest.raises(ConfigError, match="the data has one domain, a mixture needs two"):
+    with pytest.raises(ConfigError, match="found one domain, a mixture needs two"):
         Regmix(RegmixSettings()).mixtures(domains([10]), rng=np.random.default_rng(0))
 
 

@@ -104,3 +104,19 @@ def test_a_default_that_changed_since_is_replayed_as_it_was(tmp_path: Path) -> N
     assert step.config.settings == {"num_runs": 16, "regressor": "gradient_boosting"}
     (step,) = load_steps(path, ["settings.regressor=linear"])
     assert step.config.settings["regressor"] == "linear"
+
+
+def test_a_recipe_may_fit_a_table_and_train_on_the_result(tmp_path: Path) -> None:
+    for name in ("a.csv", "b.csv", "say.jsonl"):
+        (tmp_path / name).write_text("{}\n")
+    fit = {"stage": "fit", "ratios": str(tmp_path / "a.csv"), "metrics": str(tmp_path / "b.csv"), "out": "artifacts/fit"}
+    training = {"stage": "train", "artifacts": ["artifacts/fit"], "out": "runs/fit", "data": [str(tmp_path / "say.jsonl")]}
+    path = tmp_path / "recipe.yaml"
+    common = {"target": ["say.jsonl"], "settings": {"tau": 2.0}, "seed": 3}  # of score stages, but for the seed
+    path.write_text(yaml.safe_dump({"common": common, "stages": {"fit": fit, "train": training}}))
+    steps = load_steps(path)
+    assert [step.stage for step in steps] == ["fit", "train"]
+    assert (steps[0].config.target, steps[0].config.settings, steps[0].config.seed) == ("mean", {}, 3)
+    path.write_text(yaml.safe_dump({"stages": {"fit": {**fit, "ratios": str(tmp_path / "a.cvs")}}}))
+    with pytest.raises(ConfigError, match=r"a.cvs does not exist; did you mean '.*a.csv'"):
+        load_steps(path)
