@@ -20,8 +20,7 @@ logger = logging.getLogger("flextools")
 
 # S runs, K domains, M metrics
 
-_UNNAMED = ("", "Unnamed: 0", "__index_level_0__")  # the row numbers that pandas writes
-_INDEX_NAMES = ("index", "run", "run_id", "id", "name", *_UNNAMED)
+_INDEX_NAMES = ("index", "run", "run_id", "id", "name")
 _SUM_TOLERANCE = 0.02  # shares rounded to three digits: up to 0.004 for 17 domains in published tables
 _SHOWN = 5
 
@@ -100,7 +99,7 @@ def _read(path: Path, index: str | None) -> _Table:
     table = read_table(path)
     found = _index_of(path, table, index)
     ids = () if found is None else _ids(path, table.column(found), found)
-    left = [name for name in table.column_names if name != found and name not in _UNNAMED]
+    left = [name for name in table.column_names if name != found and not _is_unnamed(name)]
     if not left:
         raise DataError(f"{path} has no columns besides {found!r}, wanted one for each domain or metric")
     return _Table(path, found, ids, {name: table.column(name) for name in left})
@@ -113,10 +112,15 @@ def _index_of(path: Path, table: pa.Table, index: str | None) -> str | None:
             raise ConfigError(f"{path} has no column {index!r} (--index); {did_you_mean(index, table.column_names)}")
         return index
     columns: list[str] = table.column_names
-    named = [name for name in columns if name not in _UNNAMED]
+    named = [name for name in columns if not _is_unnamed(name)]
     if named and (named[0].lower() in _INDEX_NAMES or pa.types.is_string(table.column(named[0]).type)):
         return named[0]
-    return next((name for name in columns if name in _UNNAMED), None)
+    return next((name for name in columns if _is_unnamed(name)), None)
+
+
+def _is_unnamed(name: str) -> bool:
+    """Whether a column holds the row numbers that pandas writes."""
+    return name in ("", "__index_level_0__") or name.startswith("Unnamed:")
 
 
 def _ids(path: Path, column: pa.ChunkedArray, name: str) -> tuple[str, ...]:

@@ -163,6 +163,6 @@ def _gaussian_process(weight_SK: np.ndarray, target_S: np.ndarray) -> Any:
     kernel = ConstantKernel() * lengths + ConstantKernel() * DotProduct() + WhiteKernel()
     model = GaussianProcessRegressor(kernel, normalize_y=True)
     with warnings.catch_warnings():
-        # a length at its bound is a domain that does not matter
-        warnings.filterwarnings("ignore", "The optimal value found", ConvergenceWarning)
+        # a length at its bound is a domain that does not matter; what an optimum is worth the held-out runs say
+        warnings.simplefilter("ignore", ConvergenceWarning)
         return model.fit(np.sqrt(weight_SK), target_S)
