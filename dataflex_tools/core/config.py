@@ -90,6 +90,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where} holds {values!r}, wanted a mapping of keys to values")
     check_keys(cls, values, where=where)
+    _check_text(values, where)
     filled = _filled(cls, values)
     try:
         return TypeAdapter(cls).validate_python(filled)
@@ -151,6 +152,23 @@ def _in_full(message: str, place: Sequence[str]) -> str:
     if len(place) < 2:
         return message
     return re.sub(rf"(?<![\w.]){place[-1]}\.", f"{'.'.join(place)}.", message)
+
+
+def _check_text(value: Any, where: str) -> None:
+    """Raise ConfigError for a text that no file of ours can hold: bytes that are not UTF-8."""
+    if isinstance(value, str):
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            found = f"{value!r}, which is not text in UTF-8"
+            raise ConfigError(f"{where} holds {found}; give it another name") from None
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            _check_text(key, where)
+            _check_text(item, f"{where}: {key}")
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _check_text(item, where)
 
 
 def check_keys(cls: type, values: Mapping[str, Any], *, where: str) -> None:

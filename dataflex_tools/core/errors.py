@@ -39,9 +39,13 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def near_path(path: Path) -> str:
     """A hint for a path that does not exist: what its folder has instead, "" if nothing is near."""
     folder = path.parent
-    names = {item.stem: item.name for item in sorted(folder.iterdir())} if folder.is_dir() else {}
-    near = get_close_matches(path.stem, names, n=1, cutoff=0.7)
-    return f"did you mean '{folder / names[near[0]]}'?" if near else ""
+    names = sorted(item.name for item in folder.iterdir()) if folder.is_dir() else []
+    whole = {name.lower(): name for name in names}
+    stems = {Path(name).stem.lower(): name for name in names}
+    for wanted, name_of, cutoff in ((path.name, whole, 0.8), (path.stem, stems, 0.7)):
+        if near := get_close_matches(wanted.lower(), name_of, n=1, cutoff=cutoff):
+            return f"did you mean '{folder / name_of[near[0]]}'?"
+    return ""
 
 
 def one_line(error: BaseException, *, limit: int = 200) -> str:
