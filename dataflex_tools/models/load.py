@@ -47,7 +47,7 @@ def local_folder(settings: ModelSettings) -> Path:
     if folder.is_dir():
         if settings.revision is not None:
             raise ConfigError(f"model.revision {settings.revision!r} has no effect: {folder} is a folder")
-        return folder
+        return _no_adapter(folder, settings.path)
     hint = ("" if folder.exists() else near_path(folder)) or "give a model's folder or a hub name"
     if folder.exists() or settings.path.count("/") > 1 or settings.path.startswith((".", "/", "~")):
         raise ConfigError(f"model.path {settings.path} is not a folder; {hint}")
@@ -55,8 +55,9 @@ def local_folder(settings: ModelSettings) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(settings.path, revision=settings.revision, allow_patterns=list(_FILES),
-                                      ignore_patterns=list(_OTHER_FORMATS)))  # fmt: skip
+        found = Path(snapshot_download(settings.path, revision=settings.revision, allow_patterns=list(_FILES),
+                                       ignore_patterns=list(_OTHER_FORMATS)))  # fmt: skip
+        return _no_adapter(found, settings.path)
     except LocalEntryNotFoundError:
         raise ConfigError(
             f"model.path {settings.path} is no folder, not in the Hub cache, and the Hub cannot be reached; {hint}"
@@ -64,6 +65,21 @@ def local_folder(settings: ModelSettings) -> Path:
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         reason = f"is no folder and cannot be had from the Hub: {one_line(error)}"
         raise ConfigError(f"model.path {settings.path} {reason}; {hint}") from None
+
+
+def _no_adapter(folder: Path, path: str) -> Path:
+    """The folder. Raises ConfigError if it holds a LoRA adapter and no model."""
+    adapter = folder / "adapter_config.json"
+    if (folder / "config.json").is_file() or not adapter.is_file():
+        return folder
+    try:
+        base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (ValueError, AttributeError):
+        base = None
+    of = f" for {base}" if base else ""
+    merging = "merge the adapter into it (peft's merge_and_unload) and give the merged one"
+    hint = f"give the model it belongs to, or {merging}"
+    raise ConfigError(f"model.path {path} is a LoRA adapter{of}, no model; {hint}")
 
 
 def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerFast:

@@ -148,6 +148,19 @@ def test_what_does_not_exist_is_found_before_weights_are_read(folder, tmp_path):
         check_model(settings_of(folder))
 
 
+@pytest.mark.parametrize("with_tokenizer", [False, True])
+def test_an_adapter_given_as_a_model_is_said_to_be_one(tmp_path, with_tokenizer):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/base"}))
+    if with_tokenizer:
+        build_tokenizer(eos_token="</s>").save_pretrained(tmp_path)
+    for look in (load_tokenizer, check_model, model_sha256):
+        with pytest.raises(ConfigError, match="is a LoRA adapter for org/base, no model; give the model it belongs to"):
+            look(settings_of(tmp_path))
+    (tmp_path / "adapter_config.json").write_text("[")
+    with pytest.raises(ConfigError, match="is a LoRA adapter, no model"):
+        local_folder(settings_of(tmp_path))
+
+
 def test_hub_name_that_cannot_be_had_is_one_clear_line(monkeypatch, tmp_path):
     import huggingface_hub
     from huggingface_hub.errors import LocalEntryNotFoundError
