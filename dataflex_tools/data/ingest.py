@@ -69,6 +69,8 @@ def ingest(source: Source, path: str, cache: Path) -> tuple[pa.Table, SourceRepo
 def _address(spec: SourceSpec, sha256: str) -> dict[str, Any]:
     kept = ("form", "subset", "split", "domain_column", "subtask_column", "skip_bad")
     settings = {name: getattr(spec, name) for name in kept}
+    if spec.unused:
+        settings["leave_out"] = sorted(spec.unused)
     return settings | {
         "format": _FORMAT, "sha256": sha256, "columns": dict(spec.columns), "tags": dict(spec.tags),
     }  # fmt: skip
@@ -120,20 +122,24 @@ class _Reading:
     def _row(self, number: int, record: dict[str, Any]) -> tuple[Any, ...] | None:
         spec = self.source.spec
         self._seen.update(record)
+        unused = spec.unused
+        columns = (spec.domain_column, spec.subtask_column)
+        used = record
+        if unused:
+            used = {name: value for name, value in record.items() if name not in unused}
         try:
-            self._agree_on_form(number, record)
-            conversation = to_conversation(record, self.form, columns=spec.columns, tags=spec.tags)
+            self._agree_on_form(number, used)
+            conversation = to_conversation(used, self.form, columns=spec.columns, tags=spec.tags)
+            groups = [_group(record, column) for column in columns]
         except DataError as error:
             if isinstance(error, _MixedFormsError):
                 raise
             if not spec.skip_bad:
                 hint = "repair it, or leave such rows out with --skip-bad"
-                raise DataError(f"{self.path} row {number}: {error}; {hint}") from None
+                raise DataError(f"{self.source.place(number)}: {error}; {hint}") from None
             self._bad(number, str(error))
             return None
-        columns = (spec.domain_column, spec.subtask_column)
         self._seen.update(column for column in columns if column is not None and _value(record, column) is not None)
-        groups = [_group(record, column) for column in columns]
         return sample_id(conversation), number, canonical_json(conversation), *groups
 
     def _agree_on_form(self, number: int, record: dict[str, Any]) -> None:
@@ -171,7 +177,14 @@ class _MixedFormsError(DataError):
 
 def _group(record: Mapping[str, Any], column: str | None) -> str | None:
     value = _value(record, column) if column is not None else None
-    return None if value is None or value == "" else str(value)
+    if value is None or value == "":
+        return None
+    text = str(value)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(f"column {column!r} holds text that cannot be stored: {error}") from None
+    return text
 
 
 def _value(record: Mapping[str, Any], column: str) -> Any:

@@ -1,74 +1,73 @@
 """File formats as streams of raw records; a reader holds a block of the file in memory, never the whole of it."""
 
 import csv
+import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from dataflex_tools.core.errors import DataError
-
-Record = tuple[int, dict[str, Any]]
-Bad = Callable[[int, str], None]  # told of a bad row: its number and what is wrong; raises unless bad rows are skipped
+from dataflex_tools.data.columnar import Bad, Record, read_arrow, read_parquet
+from dataflex_tools.data.files import foreign, head_of, is_utf16, kind_of, looks_like, opened, shown
 
 _BLOCK = 1 << 20  # characters read at once from a JSON array
-_ROWS = 1024  # rows decoded at once from a columnar file
+_BOM = b"\xef\xbb\xbf"
 
 
-def looks_like(path: Path) -> str:
-    """What the first bytes of a file say it is, with the ending it should have, for messages."""
-    with path.open("rb") as handle:
-        head = handle.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
-    if (known := [text for mark, text in _MARKS.items() if head.startswith(mark)]) and known:
-        return f"it looks like {known[0]}"
-    try:
-        head[:80].decode("utf-8")
-    except UnicodeDecodeError as error:
-        if error.end < 80:
-            return "it is no text"
-    return f"it begins with {_shown(head)}"
+def read_file(
+    path: Path,
+    bad: Bad,
+    asked: Container[str] | None = None,
+    *,
+    lines: bool = False,
+) -> Iterator[Record]:
+    """(line or row number from 1, record) of a file, by its ending.
 
-
-_MARKS = {
-    b"PAR1": "Parquet: rename it to end in .parquet", b"ARROW1": "Arrow IPC: rename it to end in .arrow",
-    b"{": "JSON, one object per line: rename it to end in .jsonl", b"[": "a JSON array: rename it to end in .json",
-    b"\x1f\x8b": "gzip: unpack it", b"version https://git-lfs": "a Git LFS pointer: run `git lfs pull`",
-    b"<!DOCTYPE": "a web page: fetch the file itself", b"<html": "a web page: fetch the file itself",
-}  # fmt: skip
+    `asked`: the columns that are used (None: all); others of a columnar file hold None.
+    `lines`: a text file has one record per line.
+    """
+    kind = kind_of(path)
+    if kind in _TABLES:
+        return _TABLES[kind](path, bad, asked)
+    return read_text_lines(path, bad) if lines else READERS[kind](path, bad)
 
 
 def read_jsonl(path: Path, bad: Bad) -> Iterator[Record]:
     """(line number from 1, record) of a file with one JSON object per line; blank lines are passed over."""
-    with path.open("rb") as handle:
+    is_known = False  # whether it is known to be no other format
+    with opened(path) as handle:
         for number, raw in enumerate(handle, start=1):
-            line = raw.removeprefix(b"\xef\xbb\xbf").strip() if number == 1 else raw.strip()
+            line = raw.removeprefix(_BOM).strip() if number == 1 else raw.strip()
             if not line:
                 continue
-            if number == 1 and not line.startswith(b"{") and line.startswith(tuple(_MARKS)):
-                raise DataError(f"{path} does not hold one JSON object per line; {looks_like(path)}")
-            try:
-                value = json.loads(line.decode("utf-8"))
-            except (ValueError, RecursionError) as error:
-                bad(number, f"is not JSON ({_cause(error)}): {_shown(line)}")
-                continue
-            if not isinstance(value, dict):
-                bad(number, f"holds {type(value).__name__}, wanted a JSON object: {_shown(line)}")
-                continue
-            yield number, value
+            value, fault = _parsed(line)
+            if fault and not is_known and (found := foreign(path, head_of(path))):
+                raise DataError(f"{path} does not hold one JSON object per line; {found}")
+            is_known = True
+            if fault:
+                bad(number, f"{fault}: {shown(line)}")
+            else:
+                yield number, value
+
+
+def _parsed(line: bytes) -> tuple[Any, str]:
+    """(the object on a line, "") or (None, what is wrong with it)."""
+    try:
+        value = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        return None, f"is not JSON ({_cause(error)})"
+    if not isinstance(value, dict):
+        return None, f"holds {type(value).__name__}, wanted a JSON object"
+    return value, ""
 
 
 def read_json(path: Path, bad: Bad) -> Iterator[Record]:
     """(number from 1, record) of a JSON array of objects, or of one object per line."""
-    with path.open("rb") as handle:
-        head = handle.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
-        handle.seek(0)
-        line = handle.readline().removeprefix(b"\xef\xbb\xbf").strip()
-    if head.startswith(b"["):
+    head = head_of(path)
+    if head.startswith(b"[") and not is_utf16(head):
         yield from _read_array(path, bad)
-    elif head.startswith(b"{") and (line.endswith(b"}") or not line.startswith(b"{")):
+    elif head.startswith(b"{") and not foreign(path, head):
         yield from read_jsonl(path, bad)
     else:
         raise DataError(f"{path} is neither a JSON array of records nor one JSON object per line; {looks_like(path)}")
@@ -77,7 +76,7 @@ def read_json(path: Path, bad: Bad) -> Iterator[Record]:
 def _read_array(path: Path, bad: Bad) -> Iterator[Record]:
     decoder, number = json.JSONDecoder(), 0
     try:
-        with path.open(encoding="utf-8-sig") as handle:
+        with opened(path) as binary, io.TextIOWrapper(binary, encoding="utf-8-sig") as handle:
             text, position = _filled(handle.read(_BLOCK).lstrip()[1:], 0, handle)
             while text[position : position + 1] != "]":
                 number += 1
@@ -134,92 +133,84 @@ def _decoded(decoder: json.JSONDecoder, text: str, position: int, handle: TextIO
         text += more
 
 
-def read_csv(path: Path, bad: Bad) -> Iterator[Record]:
-    """(row number from 1, the header not counted, record) of a comma- or (.tsv) tab-separated file; values are text."""
+def read_csv(path: Path, bad: Bad, asked: Container[str] | None = None) -> Iterator[Record]:
+    """(row number from 1, the header not counted, record) of a comma- or (.tsv) tab-separated file.
+
+    Values are text. Two columns of one name are an error if it is `asked` for (None: all are).
+    """
     csv.field_size_limit(2**31 - 1)  # the default of 131,072 characters is less than many documents
+    head = head_of(path)
+    if head.startswith(b"{") or foreign(path, head):
+        raise DataError(f"{path} cannot be read as CSV: {looks_like(path)}")
+    delimiter = "\t" if kind_of(path) == ".tsv" else ","
     try:
-        with path.open(encoding="utf-8-sig", newline="") as handle:
-            if handle.read(1) in ("{", "["):
-                raise DataError(f"{path} cannot be read as CSV: {looks_like(path)}")
-            handle.seek(0)
-            reader = csv.DictReader(handle, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
+        with (
+            opened(path) as binary,
+            io.TextIOWrapper(binary, encoding="utf-8-sig", newline="") as handle,
+        ):
+            reader = csv.DictReader(handle, delimiter=delimiter, strict=True)
+            names = list(reader.fieldnames or ())
+            for name in names:
+                if (count := names.count(name)) > 1 and (asked is None or name in asked):
+                    twice = f"has {count} columns called {name!r}"
+                    raise DataError(f"{path} {twice}; rename all but one")
             for number, row in enumerate(reader, start=1):
-                width = len(reader.fieldnames or ())
                 if None in row or None in row.values():
                     found = sum(value is not None for key, value in row.items() if key is not None)
                     found += len(row.get(None, ()))
-                    bad(number, f"has {found} fields, the header has {width}")
+                    bad(number, f"has {found} fields, the header has {len(names)}")
                     continue
                 yield number, dict(row)
     except (csv.Error, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as CSV in UTF-8 ({_cause(error)}); {looks_like(path)}") from None
 
 
-def read_parquet(path: Path, bad: Bad) -> Iterator[Record]:
-    """(row number from 1, record) of a Parquet file."""
-    try:
-        with pq.ParquetFile(path) as file:
-            yield from _rows(file.iter_batches(batch_size=_ROWS))
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{path} cannot be read as Parquet ({_first(error)}); {looks_like(path)}") from None
-
-
-def read_arrow(path: Path, bad: Bad) -> Iterator[Record]:
-    """(row number from 1, record) of an Arrow IPC file or stream."""
-    try:
-        with pa.memory_map(str(path)) as mapped:
-            is_file = mapped.read(6) == b"ARROW1"
-            mapped.seek(0)
-            if is_file:
-                reader = pa.ipc.open_file(mapped)
-                yield from _rows(reader.get_batch(index) for index in range(reader.num_record_batches))
-            else:
-                yield from _rows(pa.ipc.open_stream(mapped))
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{path} cannot be read as Arrow IPC ({_first(error)}); {looks_like(path)}") from None
-
-
 def read_text(path: Path, bad: Bad) -> Iterator[Record]:
     """(1, {"text": all of it}) of a file of plain text; records under the wrong ending are an error, not a text."""
+    with opened(path) as handle:
+        raw = handle.read().removeprefix(_BOM)
+    _check_plain(path, raw.lstrip().partition(b"\n")[0])
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not text in UTF-8 ({_cause(error)}): convert it; {looks_like(path)}") from None
-    if text.startswith("version https://git-lfs") or _is_object(text.lstrip().partition("\n")[0]):
-        raise DataError(f"{path} does not hold plain text; {looks_like(path)}")
     yield 1, {"text": text}
 
 
-def _is_object(line: str) -> bool:
-    if not line.startswith("{"):
-        return False
-    try:
-        return isinstance(json.loads(line), dict)
-    except (ValueError, RecursionError):
-        return False
+def read_text_lines(path: Path, bad: Bad) -> Iterator[Record]:
+    """(line number from 1, {"text": the line}) of plain text; blank lines are passed over."""
+    with opened(path) as handle:
+        for number, raw in enumerate(handle, start=1):
+            if number == 1:
+                raw = raw.removeprefix(_BOM)
+                _check_plain(path, raw)
+            try:
+                text = raw.decode("utf-8").rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                bad(number, f"is not text in UTF-8 ({_cause(error)}): {shown(raw)}")
+                continue
+            if text.strip():
+                yield number, {"text": text}
 
 
-def _rows(batches: Iterator[pa.RecordBatch]) -> Iterator[Record]:
-    number = 0
-    for batch in batches:
-        for start in range(0, batch.num_rows, _ROWS):
-            for record in batch.slice(start, _ROWS).to_pylist():
-                number += 1
-                yield number, record
+def _check_plain(path: Path, first: bytes) -> None:
+    """Raise DataError for a file whose first line is a JSON object, a pointer, and for UTF-16."""
+    is_other = first.startswith(b"version https://git-lfs") or is_utf16(head_of(path))
+    if is_other or not _parsed(first.strip())[1]:
+        raise DataError(f"{path} does not hold plain text; {looks_like(path)}")
 
 
 def _cause(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _first(error: Exception) -> str:
-    return _cause(error).split(". ")[0]
-
-
-def _shown(line: bytes) -> str:
-    return repr(line[:80].decode("utf-8", "replace"))
-
-
+_TABLES: dict[str, Callable[[Path, Bad, Container[str] | None], Iterator[Record]]] = {
+    ".csv": read_csv,
+    ".tsv": read_csv,
+    ".parquet": read_parquet,
+    ".arrow": read_arrow,
+    ".feather": read_arrow,
+}
 READERS: dict[str, Callable[[Path, Bad], Iterator[Record]]] = {
     ".jsonl": read_jsonl,
     ".ndjson": read_jsonl,

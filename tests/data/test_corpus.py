@@ -98,6 +98,15 @@ def test_skipped_rows_and_duplicates_are_counted(tmp_path, caplog):
         open_corpus([spec(a)], tmp_path / "cache", group="domain")
 
 
+def test_text_that_cannot_be_stored_is_a_bad_row_wherever_it_stands(tmp_path):
+    rows = [{"text": "a", "d": "\ud800"}, {"text": "\ud800", "d": "b"}, {"text": "c", "d": "b"}]
+    a = write_jsonl(tmp_path / "a.jsonl", rows)
+    with pytest.raises(DataError, match=r"row 1: column 'd' holds text that cannot be stored"):
+        open_corpus([spec(a, domain_column="d")], tmp_path / "cache", group="domain")
+    corpus = open_corpus([spec(a, domain_column="d", skip_bad=True)], tmp_path / "cache", group="domain")
+    assert (len(corpus), corpus.group_names, corpus.reports[0].num_bad) == (1, ("b",), 2)
+
+
 def test_mixed_forms_are_an_error_that_shows_the_first_row_of_each(tmp_path):
     a = write_jsonl(tmp_path / "a.jsonl", [alpaca(0), alpaca(1), {"text": "x"}])
     for skip_bad in (False, True):

@@ -1,11 +1,17 @@
-import json
+import os
 
 import datasets
 import pytest
 
 from dataflex_tools.core.errors import ConfigError, DataError
 from dataflex_tools.data.corpus import open_corpus
-from dataflex_tools.data.sources import SourceSpec, open_source, parse_source, read_records
+from dataflex_tools.data.sources import (
+    SourceSpec,
+    check_exists,
+    open_source,
+    parse_source,
+    read_records,
+)
 from tests.data.builders import alpaca, write_jsonl
 
 ROWS = [alpaca(index) for index in range(5)]
@@ -109,8 +115,8 @@ def test_text_files_are_one_record_each_in_name_order(tmp_path):
     assert list(read_records(SourceSpec(path=str(tmp_path)))) == [(1, {"text": "first\nline"}), (2, {"text": "second\n"})]
     assert records(SourceSpec(path=str(tmp_path / "b.txt"))) == [{"text": "second\n"}]
     (tmp_path / "more").mkdir()
-    with pytest.raises(DataError, match=r"holds .txt files and folders; name the folder"):
-        open_source(SourceSpec(path=str(tmp_path)))
+    (tmp_path / "more" / "c.txt").write_text("third")
+    assert [record["text"] for record in records(SourceSpec(path=str(tmp_path)))][2] == "third"
 
 
 def test_a_text_file_beside_data_is_no_data(tmp_path):
@@ -143,57 +149,82 @@ def test_the_content_address_follows_the_bytes(tmp_path):
     assert open_source(SourceSpec(path=str(file))).sha256() != before
 
 
-@pytest.fixture
-def info(tmp_path):
-    write_jsonl(tmp_path / "qa.jsonl", [{"q": "Hi", "c": "", "a": "Hello"}])
-    entries = {
-        "qa": {"file_name": "qa.jsonl", "columns": {"prompt": "q", "query": "c", "response": "a"}},
-        "talk": {
-            "hf_hub_url": "org/talk",
-            "formatting": "sharegpt",
-            "subset": "en",
-            "columns": {"messages": "turns"},
-            "tags": {"role_tag": "who"},
-        },
-        "rank": {"file_name": "qa.jsonl", "ranking": True},
-        "image": {"file_name": "qa.jsonl", "columns": {"images": "images"}},
-        "script": {"script_url": "x"},
-    }
-    (tmp_path / "dataset_info.json").write_text(json.dumps(entries))
-    return tmp_path / "dataset_info.json"
+def test_bytes_of_a_name_that_are_no_text_are_refused_before_anything_is_read(tmp_path):
+    name = os.fsdecode(b"pool\xff.jsonl")
+    for settings in ({"path": name}, {"path": "x", "domain": name}, {"path": "x", "columns": {"text": name}}):
+        with pytest.raises(ConfigError, match="is not text in UTF-8; give it another name"):
+            SourceSpec(**settings)
 
 
-def test_a_llama_factory_entry_gives_file_columns_and_domain(info):
-    source = open_source(parse_source(f"{info}:qa"))
-    assert (source.spec.domain, source.spec.form) == ("qa", "alpaca")
-    assert source.spec.columns == {"instruction": "q", "input": "c", "output": "a"}
-    assert open_source(parse_source(f"web={info}:qa")).spec.domain == "web"
+def test_asked_columns_are_those_of_the_forms_and_the_groups():
+    spec = SourceSpec(path="x", form="alpaca", columns={"instruction": "q"}, domain_column="meta.source")
+    assert spec.asked == {"q", "input", "output", "history", "system", "meta.source", "meta"}
+    spec = SourceSpec(path="x", form="alpaca", leave_out=["history", "system"])
+    assert spec.asked == {"instruction", "input", "output"}
+    with pytest.raises(ConfigError, match="leave_out has no name 'sytem'; did you mean 'system'"):
+        SourceSpec(path="x", form="alpaca", leave_out=["sytem"])
+    with pytest.raises(ConfigError, match="leave_out and columns both name 'system'"):
+        SourceSpec(path="x", form="alpaca", leave_out=["system"], columns={"system": "s"})
 
 
-def test_a_llama_factory_hub_entry_takes_the_train_split(info, monkeypatch):
-    asked = []
+def test_what_is_left_out_is_not_used_and_is_read_anew(tmp_path):
+    file = write_jsonl(tmp_path / "a.jsonl", [{**ROWS[0], "system": "S", "history": [["x", "y"]]}])
+    with_all, without = (
+        open_corpus([SourceSpec(path=str(file), leave_out=names)], tmp_path / "cache", group="domain")
+        for names in ((), ("system", "history"))
+    )
+    assert with_all.text(0) == "system: S\nuser: x\nassistant: y\nuser: Say 0.\nassistant: It is 0."
+    assert without.text(0) == "user: Say 0.\nassistant: It is 0."
 
-    def load_dataset(path, name, split):
-        asked.append((path, name, split))
-        return datasets.Dataset.from_list([{"turns": [{"who": "human", "value": "a"}]}], split="train")
 
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    source = open_source(parse_source(f"{info}:talk"))
-    assert asked == [("org/talk", "en", "train")]
-    assert (source.spec.columns, source.spec.tags) == ({"conversations": "turns"}, {"role_tag": "who"})
+def test_lines_of_a_text_file_are_records_where_that_is_said(tmp_path):
+    (tmp_path / "a.txt").write_bytes("\ufeffone\r\n\n two \n".encode() + b"\xff\n")
+    spec = SourceSpec(path=str(tmp_path / "a.txt"), lines=True, skip_bad=True)
+    assert list(read_records(spec)) == [(1, {"text": "one"}), (3, {"text": " two "})]
+    write_jsonl(tmp_path / "a.jsonl", ROWS)
+    with pytest.raises(ConfigError, match="lines has no effect"):
+        open_source(SourceSpec(path=str(tmp_path / "a.jsonl"), lines=True))
 
 
 @pytest.mark.parametrize(
-    ("entry", "message"),
+    ("name", "message"),
     [
-        ("rank", "ranking: true"),
-        ("image", "maps the column 'images'"),
-        ("script", "'script_url', which is not supported"),
-        ("qb", "no entry 'qb'; did you mean 'qa'"),
+        ("data/pool.jsnl", r"does not exist; did you mean 'data/pool\.jsonl'"),
+        ("data/pool.JSONL.gz", r"does not exist; did you mean 'data/pool\.jsonl'"),
+        ("elsewhere/pool.parqet", "does not exist; wanted a file, a folder, or a Hub id"),
+        ("https://host/pool.jsonl", "is an address; fetch it and name the file"),
+        ("data/*.csv", "matches no file"),
     ],
 )
-def test_a_llama_factory_entry_that_cannot_be_followed_says_why(info, entry, message):
-    with pytest.raises(ConfigError, match=message):
-        open_source(parse_source(f"{info}:{entry}"))
-    with pytest.raises(ConfigError, match=r"name one of them as"):
-        open_source(SourceSpec(path=str(info)))
+def test_a_mistyped_name_is_not_looked_for_on_the_hub(tmp_path, monkeypatch, name, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    write_jsonl(tmp_path / "data" / "pool.jsonl", ROWS)
+    monkeypatch.setattr(datasets, "load_dataset", None)
+    for look in (check_exists, open_source):
+        with pytest.raises(DataError, match=message):
+            look(SourceSpec(path=name))
+
+
+@pytest.mark.parametrize("name", ["allenai/c4.en", "org/v1.5-json", "org/name.raw"])
+def test_a_hub_name_with_a_dot_in_it_is_one(name):
+    check_exists(SourceSpec(path=name))
+
+
+def test_a_name_that_could_be_both_is_looked_for_and_the_nearest_file_is_named(tmp_path, monkeypatch):
+    def load_dataset(path, name, split):
+        raise ConnectionError("Couldn't reach the Hub")
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    write_jsonl(tmp_path / "data" / "pool.jsonl", ROWS)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(DataError, match=r"no file here \(did you mean 'data/pool\.jsonl'\?\) and cannot be loaded"):
+        open_source(SourceSpec(path="data/pool"))
+
+
+def test_a_bad_record_among_many_files_is_named_with_its_file(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", ROWS)
+    write_jsonl(tmp_path / "b.jsonl", [ROWS[0], {"instruction": "x", "output": ""}])
+    with pytest.raises(DataError, match=r"b\.jsonl row 2: the record has no answer"):
+        open_corpus([SourceSpec(path=str(tmp_path))], tmp_path / "cache", group="domain")
