@@ -56,7 +56,7 @@ Data = Annotated[
     typer.Option(
         "--data",
         metavar="[DOMAIN=]SOURCE",
-        help="file, folder, ORG/NAME:SPLIT of the Hub, or DIR/dataset_info.json:ENTRY; repeatable",
+        help="file, folder, FOLDER:SPLIT, 'PATTERN', ORG/NAME:SPLIT of the Hub, or DIR/dataset_info.json:ENTRY; repeatable",
     ),
 ]
 Target = Annotated[
@@ -633,6 +633,13 @@ def main() -> None:
 def _wrong_machine(error: Exception) -> str:
     """What the machine refused, "" if it is something else; writers in Rust and C++ have their own types for it."""
     text = " ".join(str(error).split())
+    if isinstance(error, MemoryError):
+        more = f" ({text[:200]})" if text else ""
+        hint = "use a machine with more, or give it less at once: shorter records, smaller batches"
+        return f"out of memory{more}; {hint}"
+    if isinstance(error, OSError) and error.errno == errno.EFBIG:
+        found = "a file would be larger than the file system or `ulimit -f` allows"
+        return f"{found}; raise the limit or write elsewhere, and run the same command again"
     is_full = isinstance(error, OSError) and error.errno in _NO_SPACE
     if is_full or any(mark in text for mark in _FULL):
         return "no space left on the disk; free some and run the same command again: it goes on with what is finished"

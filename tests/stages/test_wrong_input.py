@@ -738,6 +738,37 @@ def test_a_full_disk_is_one_line_and_the_command_can_go_on(
     assert run(*argv).code == 0
 
 
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.EFBIG, "File too large"), "a file would be larger than the file system or `ulimit -f` allows"),
+        (MemoryError(), "out of memory; use a machine with more"),
+        (pa.ArrowMemoryError("malloc of size 8 failed"), r"out of memory (malloc of size 8 failed); use"),
+    ],
+)
+def test_what_the_machine_cannot_hold_while_reading_is_one_line_and_leaves_nothing(
+    run: Any, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
+) -> None:
+    argv = ["score", "--method", "random", "--model", "model", "--data", "heldout.jsonl", "--out", "artifacts/r"]
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dataflex_tools.data.ingest._Reading._batch", fail)
+        result = run(*argv)
+        assert message in result.error
+        assert (result.code, result.changed) == (2, [])
+    assert run(*argv).code == 0
+
+
+def test_bytes_that_are_no_text_are_refused_in_any_setting(refuse: Any) -> None:
+    odd = os.fsdecode(b"x\xff")
+    base = ["score", "--method", "random", "--model", "model", "--data", "heldout.jsonl"]
+    refuse("score: out holds .* not text in UTF-8", *base, "--out", f"artifacts/{odd}")
+    refuse("is not text in UTF-8", *base[:5], "--data", f"{odd}=heldout.jsonl", "--out", "artifacts/r")
+
+
 def test_a_full_disk_in_the_warm_up_leaves_no_half_written_checkpoint(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     argv = [*SCORE, "--set", "warmup.training.seed=1", "--set", "warmup.training.num_train_epochs=1"]
 
