@@ -396,8 +396,9 @@ def export(
         typer.Option("--source", metavar="DOMAIN=PATH", help="where the trainer finds a domain; repeatable"),
     ] = None,
     draws: Annotated[
-        str, typer.Option("--draws", help="what the trainer draws: blocks of one length, or documents")
-    ] = "blocks",
+        str | None, typer.Option("--draws", help="documents or blocks: what datasets and llamafactory draw; documents")
+    ] = None,
+    copy: Annotated[bool, typer.Option("--copy", help="also write the text, without what is held out")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace files in --out")] = False,
     as_json: Json = False,
 ) -> None:
@@ -405,9 +406,10 @@ def export(
     from dataflex_tools.report.export import export as export_mixture
     from dataflex_tools.report.export import export_text
     from dataflex_tools.report.proportions import Wanted
+    from dataflex_tools.stages.look import copy_text
 
     wanted = Wanted(step, tuple(source or ()), draws)
-    result = export_mixture(artifact, to, out, wanted=wanted, overwrite=overwrite)
+    result = export_mixture(artifact, to, out, wanted=wanted, copy=copy_text if copy else None, overwrite=overwrite)
     typer.echo(json.dumps(result) if as_json else export_text(result))
 
 

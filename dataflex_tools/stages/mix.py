@@ -197,10 +197,17 @@ def _online(prepared: Prepared, method: OnlineMixer, parents: list[dict[str, str
     return replace(mixture, facts=facts)
 
 
-def _num_documents(tokens: Any, domains: Domains) -> list[int]:
-    """Documents that the tokens of each domain are of: of the train part of packed text, or the samples themselves."""
-    found_K = tokens.num_documents_K if isinstance(tokens, Blocks) else domains.num_rows_K
-    return [int(count) for count in found_K]
+def _sizes(tokens: Any, domains: Domains) -> dict[str, dict[str, int]]:
+    """What there is of each domain to train on: rows and tokens; documents, the samples themselves without `pack`, and
+    tokens of these, which packed text has some more of than its blocks."""
+    is_packed = isinstance(tokens, Blocks)
+    counts = {
+        "num_rows": domains.num_rows_K,
+        "num_tokens": domains.num_tokens_K,
+        "num_documents": tokens.num_documents_K if is_packed else domains.num_rows_K,
+        "document_tokens": tokens.num_tokens_K + tokens.leftover_K if is_packed else domains.num_tokens_K,
+    }
+    return {key: dict(zip(domains.names, count_K.tolist(), strict=True)) for key, count_K in counts.items()}
 
 
 def _write(prepared: Prepared, mixture: Mixture, parents: list[dict[str, str]], *, overwrite: bool) -> None:
@@ -215,9 +222,7 @@ def _write(prepared: Prepared, mixture: Mixture, parents: list[dict[str, str]], 
         "tokenizer": {**prepared.tokenizer.info(config.render), "render": text.train.render_digest},
         "parents": list({item["path"]: item for item in parents}.values()),
         "stats": {
-            "num_rows": dict(zip(prepared.domains.names, prepared.domains.num_rows_K.tolist(), strict=True)),
-            "num_tokens": dict(zip(prepared.domains.names, prepared.domains.num_tokens_K.tolist(), strict=True)),
-            "num_documents": dict(zip(prepared.domains.names, _num_documents(text.train, prepared.domains), strict=True)),
+            **_sizes(text.train, prepared.domains),
             "facts": dict(mixture.facts),
         },
         "config": without_code(recorded(config)),
