@@ -162,7 +162,7 @@ def train(
     Trained are all weights on packed text or from random weights, else a LoRA adapter; --set full=true or false decides.
     """
     from dataflex_tools.stages.config import build
-    from dataflex_tools.stages.train import default_out, with_whole_model
+    from dataflex_tools.stages.train import default_out
 
     given = {
         "artifacts": [*(artifacts or []), *(more or [])] or None, "model.path": model, "data": data, "out": out,
@@ -172,7 +172,7 @@ def train(
     values = _settings("train", config, given, set_, skip_bad, is_alone=no_project)
     if "out" not in values and values.get("artifacts"):
         values["out"] = default_out(values)
-    settings = build("train", with_whole_model(values))
+    settings = build("train", values)
     if dry_run:
         from dataflex_tools.stages.estimate import estimate_train
 

@@ -161,7 +161,8 @@ def _to_numpy(column: pa.ChunkedArray) -> np.ndarray:
 
 def _stats(mixture: Mixture, given: Mapping[str, Any]) -> dict[str, Any]:
     weight_K, log_K = mixture.weight_SK[-1], float(np.log(len(mixture.names)))
-    found = (*given.get("warnings", []), concentration(mixture.names, weight_K).get("warning"), mixture.facts.get("warning"))
+    found = [*given.get("warnings", []), concentration(mixture.names, weight_K).get("warning")]
+    found += [mixture.facts.get("warning"), *mixture.facts.get("warnings", [])]
     return {
         **given,
         "weights": dict(zip(mixture.names, weight_K.tolist(), strict=True)),
@@ -170,5 +171,5 @@ def _stats(mixture: Mixture, given: Mapping[str, Any]) -> dict[str, Any]:
         "schedule": {"entries": len(mixture.step_S), "last_step": int(mixture.step_S[-1])},
         "updates": max(0, len(mixture.trajectory) - 1),
         "warnings": [text for text in dict.fromkeys(found) if text],
-        "facts": {**given.get("facts", {}), **mixture.facts},
+        "facts": {**given.get("facts", {}), **{k: v for k, v in mixture.facts.items() if k != "warnings"}},
     }

@@ -86,6 +86,11 @@ class OnlineMixer(Mixer):
         """Optimizer steps from one update to the next."""
         return 1
 
+    @property
+    def first_update(self) -> int:
+        """The optimizer step after which the weights may first differ from those at the start."""
+        return self.update_every
+
     @abstractmethod
     def start(self, domains: Domains) -> MixState:
         """The state before the first step; raises ConfigError if a setting does not fit the domains."""

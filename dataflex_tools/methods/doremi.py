@@ -28,6 +28,7 @@ from dataflex_tools.core.mixing import (
 )
 from dataflex_tools.methods.base import OnlineMixer
 from dataflex_tools.ops.exponentiated import exponentiated
+from dataflex_tools.ops.settled import unsettled
 
 # K domains, S states of the trajectory
 
@@ -116,6 +117,9 @@ class Doremi(OnlineMixer):
             **concentration(domains.names, average[self.loss_kind]),
             **{f"average_{kind}": dict(zip(domains.names, a.tolist(), strict=True)) for kind, a in average.items()},
         }
+        if found := unsettled(domains.names, weight_SK, average[self.loss_kind]):
+            advice = "train the proxy longer, in larger batches, or with a smaller eta"
+            facts["warnings"] = [f"{found}; {advice}"]
         more = {"trajectory": trajectory, "tables": {"averages": table}, "facts": facts}
         return Mixture.constant(domains.names, average[self.loss_kind], **more)
 

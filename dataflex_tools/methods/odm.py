@@ -11,7 +11,7 @@ is uniform (there 0/0); where several domains were in the batch all are credited
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -22,6 +22,7 @@ from dataflex_tools.core.mixing import (
     Domains,
     Follow,
     MixState,
+    Mixture,
     Observation,
     check_starting_weights,
     finite_means,
@@ -29,6 +30,7 @@ from dataflex_tools.core.mixing import (
 )
 from dataflex_tools.methods.base import ScheduleMixer
 from dataflex_tools.ops.exponentiated import exponentiated
+from dataflex_tools.ops.settled import is_uniform
 
 # K domains
 
@@ -53,12 +55,12 @@ class OdmSettings:
 
     def __post_init__(self) -> None:
         require(0 <= self.smoothing < 1, f"odm: smoothing is {self.smoothing}, wanted a value from 0 to below 1")
-        every = self.update_every
-        is_whole = self.warmup_steps >= 0 and self.warmup_steps % max(every, 1) == 0
-        require(
-            is_whole, f"odm: warmup_steps is {self.warmup_steps}, wanted a multiple of update_every ({every}), 0 or more"
-        )
+        is_whole = self.warmup_steps >= 0 and self.warmup_steps % max(self.update_every, 1) == 0
+        wanted = f"wanted a multiple of update_every ({self.update_every}), 0 or more"
+        require(is_whole, f"odm: warmup_steps is {self.warmup_steps}, {wanted}")
         require(self.update_every >= 1, f"odm: update_every is {self.update_every}, wanted at least 1")
+        has_average = self.variant != "exp3" or self.smoothing == OdmSettings.smoothing
+        require(has_average, f"odm: smoothing {self.smoothing} has no effect: exp3 sums its rewards; leave it out")
         check_starting_weights(self.initial, where="odm: initial")
 
 
@@ -72,6 +74,24 @@ class Odm(ScheduleMixer):
     paper = "Albalak et al. 2023, https://arxiv.org/abs/2312.02406"
     cost = "one training; nothing beyond its own losses"
     observes = "loss"
+
+    @property
+    def first_update(self) -> int:
+        """After the warm-up."""
+        return int(self.settings.warmup_steps + self.settings.update_every)
+
+    def finish(self, domains: Domains, trajectory: tuple[MixState, ...]) -> Mixture:
+        """The schedule, or what of it `follow` asks for; a warning, with the cause, if it ends without a preference."""
+        mixture, last, num = super().finish(domains, trajectory), trajectory[-1], len(domains)
+        if not is_uniform(last.weight_K):
+            return mixture
+        cause = "the losses are too alike for so few steps of this rule"
+        if self.settings.variant == "dataflex" and (last.score_K >= _DATAFLEX_LIMIT).all():
+            cause = f"every reward is at DataFlex's limit of {_DATAFLEX_LIMIT:g}"
+        elif num * self._exploration(last.step, num) >= 1:
+            cause = f"with {num} domains exploration takes all the weight at step {last.step:,}"
+        found = f"the last weights are uniform, so the plan prefers no domain: {cause}; train longer or take another variant"
+        return replace(mixture, facts={**mixture.facts, "warnings": [found]})
 
     def start(self, domains: Domains) -> MixState:
         """The initial weights and no rewards. Raises ConfigError for a domain of weight 0, which losses are divided by."""

@@ -10,7 +10,7 @@ from dataflex_tools.artifact.manifest import MANIFEST, facet_of, read_manifest
 from dataflex_tools.artifact.mixture import load_mixture
 from dataflex_tools.artifact.plan import LoadedPlan, load_plan
 from dataflex_tools.core.plan import Budget, select_rows, stable_order
-from dataflex_tools.report.mixtures import mixture_facts, mixture_lines
+from dataflex_tools.report.mixtures import mixture_facts, mixture_lines, run_lines
 
 # N samples of the corpus
 
@@ -57,6 +57,9 @@ def describe(folder: Path, *, text_of: TextOf | None = None, k: int = 5) -> str:
     lines = [_headline(facts), *_origin(facts)]
     if "mixture" in facts:
         lines += mixture_lines(facts["mixture"])
+    if facts["kind"] == "run":
+        lines += run_lines(facts["stats"])
+    lines += [f"warning    {text}" for text in facts.get("stats", {}).get("warnings", ()) if "scores" in facts]
     if "scores" in facts:
         lines += ["", *_score_lines(facts["scores"]), "", *_domain_lines(facts["domains"])]
         for title in ("best", "worst"):

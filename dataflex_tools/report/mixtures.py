@@ -71,7 +71,25 @@ def mixture_lines(facts: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-_ELSEWHERE = ("entropy", "warning")  # facts that have lines of their own
+def run_lines(stats: Mapping[str, Any]) -> list[str]:
+    """What a training came to, as lines for a terminal: steps, what it was shown of each domain, and what was capped."""
+    lines = [
+        f"trained    {stats['steps']:,} steps, {stats['consumed_samples']:,} samples drawn from "
+        f"{stats['selected_rows']:,} rows of {stats['selected_tokens']:,} tokens"
+    ]
+    if not (domains := stats.get("mixture")):
+        return lines
+    lines += [f"capped     {name}: {_shown(fact)}" for name, fact in (stats.get("capped") or {}).items()]
+    columns = ["domain", "samples", "of samples", "of tokens", "epochs"]
+    largest = sorted(domains.items(), key=lambda item: -item[1]["token_share"])
+    rows = [
+        [name, f"{d['samples']:,}", _percent(d["row_share"]), _percent(d["token_share"]), f"{d['epochs']:.3g}"]
+        for name, d in largest[:_SHOWN_DOMAINS]
+    ]
+    return [*lines, "", table(columns, rows + _rest(len(domains), columns), right=columns[1:])]
+
+
+_ELSEWHERE = ("entropy", "warning", "warnings")  # facts that have lines of their own
 
 
 def _shown(value: Any) -> str:

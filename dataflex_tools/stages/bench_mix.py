@@ -23,7 +23,7 @@ from dataflex_tools.methods import METHODS
 from dataflex_tools.methods.base import StaticMixer
 from dataflex_tools.ops.bootstrap import paired_bootstrap
 from dataflex_tools.stages.bench_select import RESULTS, spread
-from dataflex_tools.stages.config import EvaluateConfig, ScoreConfig, TrainConfig, build, laid_over
+from dataflex_tools.stages.config import EvaluateConfig, ScoreConfig, TrainConfig, build, is_by_held_out, laid_over
 
 logger = logging.getLogger("flextools")
 
@@ -120,8 +120,9 @@ def _arm(config: BenchMixConfig, item: str | Mapping[str, Any], root: Path) -> t
     if not name.replace("_", "").isalnum() or name in ("signals", "models", "cache"):
         raise ConfigError(f"bench: the name {name!r} cannot be a plan's folder; use letters, digits and _")
     shared = {key: value for key, value in config.common.items() if key != "proxy" or not issubclass(cls, StaticMixer)}
-    values = laid_over(shared, own)
-    return name, build("score", {**values, "out": str(root / name)})
+    if "proxy" in shared and "held_out_rows" in shared["proxy"] and not is_by_held_out(cls):
+        shared["proxy"] = {key: value for key, value in shared["proxy"].items() if key != "held_out_rows"}
+    return name, build("score", {**laid_over(shared, own), "out": str(root / name)})
 
 
 def check(bench: BenchMix, cache_of: Callable[[ScoreConfig], Path]) -> None:

@@ -5,6 +5,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from dataflex_tools.artifact.manifest import MANIFEST, read_unchecked
 from dataflex_tools.core.config import check_keys, from_mapping, merged, require, to_mapping
 from dataflex_tools.core.errors import ConfigError, did_you_mean
 from dataflex_tools.core.plan import Budget
@@ -181,8 +182,30 @@ STAGES: dict[str, type] = {"score": ScoreConfig, "train": TrainConfig, "evaluate
 T = TypeVar("T")
 
 
-def build(stage: str, values: Mapping[str, Any]) -> Any:
-    """The checked settings of a stage; sources may be plain texts (`domain=path`). Raises ConfigError."""
+def build(stage: str, values: Mapping[str, Any], *, made: Mapping[str, Any] | None = None, is_recorded: bool = False) -> Any:
+    """The checked settings of a stage; sources may be plain texts (`domain=path`). Raises ConfigError.
+
+    What `train` is told of `render`, `pack` and a `model` without a path is taken in addition to what its first artifact was
+    made with, as its manifest says, or `made`: the configurations of plans that are yet to come, by folder. `is_recorded`:
+    settings of a result, which may have been made before it was refused that some of them have no effect.
+    """
+    values = _expanded(stage, values)
+    if stage == "train":
+        values = _beside_the_plan(values, made or {})
+    check_keys(STAGES[stage], values, where=stage)
+    for item in fields(STAGES[stage]):
+        if item.default is MISSING and item.default_factory is MISSING and item.name not in values:
+            raise ConfigError(f"{stage}: {item.name} is missing; {_HINTS[item.name]}")
+    config = from_mapping(STAGES[stage], values, where=stage)
+    if stage == "score":
+        _check_method(config)
+        if not is_recorded:
+            _check_effects(config, build_method(config))
+    return config
+
+
+def _expanded(stage: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Short forms written out."""
     if stage not in STAGES:
         raise ConfigError(f"unknown stage {stage!r}; {did_you_mean(stage, STAGES)}")
     values = dict(values)
@@ -193,14 +216,28 @@ def build(stage: str, values: Mapping[str, Any]) -> Any:
         values["model"] = {"path": values["model"]}
     if isinstance(values.get("artifacts"), str):
         values["artifacts"] = [values["artifacts"]]
-    check_keys(STAGES[stage], values, where=stage)
-    for item in fields(STAGES[stage]):
-        if item.default is MISSING and item.default_factory is MISSING and item.name not in values:
-            raise ConfigError(f"{stage}: {item.name} is missing; {_HINTS[item.name]}")
-    config = from_mapping(STAGES[stage], values, where=stage)
-    if stage == "score":
-        _check_method(config)
-    return config
+    return values
+
+
+_OF_THE_PLAN = {"model": ModelSettings, "render": RenderSettings, "pack": PackSettings}
+
+
+def _beside_the_plan(values: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, Any]:
+    """`values`, with what the plan was made with where only a part of it is given; another model is another one whole."""
+    given = {key: values[key] for key in _OF_THE_PLAN if isinstance(values.get(key), Mapping)}
+    if "path" in given.get("model", {}):
+        del given["model"]
+    given = {key: value for key, value in given.items() if {item.name for item in fields(_OF_THE_PLAN[key])} - set(value)}
+    folders = values.get("artifacts")
+    if not given or not isinstance(folders, list | tuple) or not folders:
+        return dict(values)
+    folder = str(folders[0])
+    plan = made.get(folder) or {}
+    if not plan and (Path(folder) / MANIFEST).is_file():
+        plan = read_unchecked(Path(folder)).get("config") or {}
+    plan = without_code(plan)
+    base = {key: value for key, value in plan.items() if key in given and isinstance(value, Mapping)}
+    return {**values, **merged(base, given)}
 
 
 def laid_over(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
@@ -260,7 +297,7 @@ def restored(folder: Path, config: Mapping[str, Any]) -> Any:
     reward = (values.get("reward_gradient") or {}).get("reward") or {}
     if reward.get("kind") in _CODE:
         values["reward_gradient"] = None
-    return build(config["stage"], {"out": str(folder), **values})
+    return build(config["stage"], {"out": str(folder), **values}, is_recorded=True)
 
 
 def _as_specs(value: Any, where: str) -> list[SourceSpec]:
@@ -299,20 +336,61 @@ def _check_method(config: ScoreConfig) -> None:
 
 
 def _check_mixer(config: ScoreConfig, method: Any) -> None:
+    """Raise ConfigError for what is missing, or has no effect on what this mixer does."""
     name = config.method
     for key in ("target", "reference", "drop_overlap", "reward_gradient", "budget"):
         if getattr(config, key):
             raise ConfigError(f"method {name!r} is a mixer and uses no {key}; leave it out")
-    trains = not isinstance(method, StaticMixer)
-    if not trains and config.proxy != ProxySettings():
+    if isinstance(method, StaticMixer) and config.proxy != ProxySettings():
         raise ConfigError(f"proxy has no effect: method {name!r} trains no model; leave it out")
     observes = method.observes if isinstance(method, OnlineMixer) else None
-    needs_held_out = isinstance(method, SwarmMixer) or observes in ("held_out_loss", "router_load")
-    if needs_held_out and (config.pack is None or not config.pack.held_out):
+    if is_by_held_out(type(method)) and (config.pack is None or not config.pack.held_out):
         raise ConfigError(f"method {name!r} measures held-out text: set pack.held_out, e.g. 0.05, and pack.block_size")
     for key in ("reference_model", "reference_losses"):
         if getattr(config.proxy, key) is not None and observes != "excess_loss":
             raise ConfigError(f"proxy.{key} has no effect: method {name!r} compares with no reference; leave it out")
+
+
+def _check_effects(config: ScoreConfig, method: Any) -> None:
+    """Raise ConfigError for settings of signals and references that a mixer does not use."""
+    if method.kind != "mixer":
+        return
+    name, proxy = config.method, config.proxy
+    for key in ("warmup", "gradient", "loss", "embedding", "zeroth"):
+        if _is_set(config, key):
+            raise ConfigError(f"{key} has no effect: method {name!r} is a mixer and measures no such signal; leave it out")
+    compares = isinstance(method, OnlineMixer) and method.observes == "excess_loss"
+    measures = compares and proxy.reference_losses is None
+    unused = {
+        "token_loss": not measures and _is_set(config, "token_loss"),
+        "proxy.reference_rows": not measures and _is_set(proxy, "reference_rows"),
+        "proxy.held_out_rows": not is_by_held_out(type(method)) and _is_set(proxy, "held_out_rows"),
+    }
+    for key, is_unused in unused.items():
+        if is_unused:
+            raise ConfigError(f"{key} has no effect: method {name!r} measures nothing of it here; leave it out")
+    given = [key for key in ("reference_model", "reference_losses") if getattr(proxy, key) is not None]
+    if given and method.max_rounds > 1:
+        raise ConfigError(
+            f"settings.max_rounds {method.max_rounds} has no effect with proxy.{given[0]}: later rounds train another "
+            "reference; leave one of them out"
+        )
+    if given and _is_set(method.settings, "reference_weights"):
+        raise ConfigError(
+            f"settings.reference_weights has no effect with proxy.{given[0]}: no reference is trained; leave one of them out"
+        )
+
+
+def is_by_held_out(cls: type) -> bool:
+    """Whether a class of mixers decides by held-out text."""
+    is_online = issubclass(cls, OnlineMixer) and cls.observes in ("held_out_loss", "router_load")
+    return is_online or issubclass(cls, SwarmMixer)
+
+
+def _is_set(config: Any, key: str) -> bool:
+    """Whether a setting is another than its default."""
+    item = next(item for item in fields(config) if item.name == key)
+    return bool(getattr(config, key) != _default(item))
 
 
 def build_method(config: ScoreConfig) -> Any:

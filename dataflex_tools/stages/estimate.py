@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from dataflex_tools.artifact.signal import vector_columns
+from dataflex_tools.core.mixing import concentration
 from dataflex_tools.core.signals import Need
 from dataflex_tools.methods import METHODS
 from dataflex_tools.stages import inputs
@@ -60,12 +61,18 @@ def _estimate_mixture(config: ScoreConfig, *, overwrite: bool) -> Estimate:
         domains = zip(prepared.domains.names, prepared.domains.num_tokens_K.tolist(), strict=True)
         shares = ", ".join(f"{name} {count:,}" for name, count in domains)
         parts: list[dict[str, Any]] = [{"part": "domains", "what": f"tokens: {shares}", "to_do": 0}]
-        if mix.is_done(prepared, overwrite=overwrite):
+        is_there = mix.is_done(prepared, overwrite=overwrite)
+        if is_there:
             parts.append({"part": "plan", "what": f"reused: {config.out}", "to_do": 0})
+        elif (mixture := mix.static_mixture(prepared)) is not None:
+            parts.append({"part": "mixture", "what": mix.weights_text(mixture), "to_do": 0})
+            found = concentration(mixture.names, mixture.weight_SK[-1]).get("warning")
+            parts += [{"part": "warning", "what": found, "to_do": 0}] if found else []
+        todo = [] if is_there else mix.trainings(prepared)
         training, tokens = config.proxy.training, prepared.text.train
         speed, size = _flops_per_second(), num_parameters(config.model)
         consumed = training.max_steps * training.global_batch_size
-        for title, count, passes in mix.trainings(prepared) if len(parts) == 1 else ():
+        for title, count, passes in todo:
             # a training step is 6 flops per parameter and token, a forward pass 2
             rows = consumed if passes > 2 else min(consumed, len(tokens))
             seconds = count * passes * size * float(tokens.num_tokens_N.mean()) * rows / speed
@@ -75,7 +82,7 @@ def _estimate_mixture(config: ScoreConfig, *, overwrite: bool) -> Estimate:
             # token losses; else a checkpoint: weights and two Adam moments
             part["bytes"] = int(rows * labels) if passes <= 2 else 12 * size
             parts.append(part)
-    memory = 16 * num_parameters(config.model) if len(parts) > 2 else 0
+    memory = 16 * num_parameters(config.model) if todo else 0
     disk = sum(part.get("bytes", 0) for part in parts)
     return Estimate(parts, sum(part.get("seconds", 0.0) for part in parts), disk, memory)
 

@@ -26,10 +26,9 @@ from dataflex_tools.methods.base import OnlineMixer, StaticMixer, SwarmMixer
 from dataflex_tools.models.settings import ModelSettings
 from dataflex_tools.score.held_out import deciding_rows
 from dataflex_tools.stages import inputs
-from dataflex_tools.stages.config import ScoreConfig, build_method, recorded, without_code
+from dataflex_tools.stages.config import ScoreConfig, build_method, is_by_held_out, recorded, without_code
 from dataflex_tools.stages.proxies import (
     Prepared,
-    measures_held_out,
     reference_losses,
     train_proxy,
     train_swarm,
@@ -59,6 +58,11 @@ def prepare(config: ScoreConfig, cache: Path, *, overwrite: bool = False) -> Pre
     num_rows_K = np.bincount(tokens.group_N, minlength=len(tokens.group_names))
     num_tokens_K = np.bincount(tokens.group_N, weights=tokens.num_tokens_N, minlength=len(num_rows_K)).astype(np.int64)
     domains = Domains(tuple(tokens.group_names), num_rows_K, num_tokens_K, vocab_size=len(tokenizer.value))
+    if len(domains) == 1:
+        raise ConfigError(
+            f"the data has one domain, {domains.names[0]!r}, so there is nothing to mix: give a source for each, as "
+            "--data NAME=SOURCE, or the column that tells them apart (domain_column)"
+        )
     if not isinstance(method, StaticMixer):
         num_steps(config.proxy.training, len(tokens), where="proxy.training")
         config = replace(config, proxy=replace(config.proxy, training=fitted(config.proxy.training, len(tokens))))
@@ -66,7 +70,7 @@ def prepare(config: ScoreConfig, cache: Path, *, overwrite: bool = False) -> Pre
         method.start(domains)  # settings that do not fit the domains
     if config.proxy.reference_model is not None:
         _check_reference(config.proxy.reference_model, tokenizer, text, config)
-    if measures_held_out(method):
+    if is_by_held_out(type(method)):
         deciding_rows(text.held_out, config.proxy.held_out_rows)
     return Prepared(config, method, text, tokenizer, domains, model_info, cache)
 
@@ -99,11 +103,12 @@ def check_settings(config: ScoreConfig, method: Any) -> None:
     check_training(config.proxy.training, world_size=dist.world_size(), where="proxy.training")
     if config.proxy.training.max_steps <= 0:
         raise ConfigError("proxy.training.max_steps is not set; say how many steps the small models are trained for")
-    steps, every = config.proxy.training.max_steps, method.update_every if isinstance(method, OnlineMixer) else 1
-    if every > steps:
+    steps, first = config.proxy.training.max_steps, method.first_update if isinstance(method, OnlineMixer) else 1
+    if first > steps:
+        after = f"settings.warmup_steps is {first - method.update_every} and " if first > method.update_every else ""
         raise ConfigError(
-            f"settings.update_every is {every} and proxy.training.max_steps {steps}: {config.method} would never decide; "
-            "train longer, or update more often"
+            f"{after}settings.update_every is {method.update_every} and proxy.training.max_steps {steps}: {config.method} "
+            "would never decide; train longer, or update earlier"
         )
     check_model(replace(config.model, lora=replace(config.model.lora, target_modules="all-linear")))
     if isinstance(method, OnlineMixer) and method.observes == "router_load":
@@ -124,10 +129,10 @@ def score_mixture(config: ScoreConfig, *, overwrite: bool = False) -> dict[str, 
         if dist.is_main():
             logger.info("reused: %s has this mixture already", config.out)
         return read_manifest(Path(config.out))
-    method, rng = prepared.method, generator(config.seed, config.method)
+    method = prepared.method
     parents: list[dict[str, str]] = []
-    if isinstance(method, StaticMixer):
-        mixture = method.mix(prepared.domains, rng=rng)
+    if (found := static_mixture(prepared)) is not None:
+        mixture = found
     elif isinstance(method, SwarmMixer):
         mixture = train_swarm(prepared, method, parents)
     else:
@@ -136,6 +141,14 @@ def score_mixture(config: ScoreConfig, *, overwrite: bool = False) -> dict[str, 
         _write(prepared, mixture, parents, overwrite=overwrite)
     dist.barrier()
     return read_manifest(Path(config.out))
+
+
+def static_mixture(prepared: Prepared) -> Mixture | None:
+    """What a mixer decides that trains no model; None of the others."""
+    method, config = prepared.method, prepared.config
+    if not isinstance(method, StaticMixer):
+        return None
+    return method.mix(prepared.domains, rng=generator(config.seed, config.method))
 
 
 def is_done(prepared: Prepared, *, overwrite: bool) -> bool:
@@ -193,8 +206,11 @@ def _online(prepared: Prepared, method: OnlineMixer, parents: list[dict[str, str
             logger.info("round %d: largest change of a weight against the reference's %.4f", number, change)
         if method.is_settled(before_K, weight_K):
             break
-    facts = {**mixture.facts, "rounds": number, "is_settled": bool(method.is_settled(before_K, weight_K))}
-    return replace(mixture, facts=facts)
+    is_settled, facts = bool(method.is_settled(before_K, weight_K)), dict(mixture.facts)
+    if not is_settled and method.max_rounds > 1:
+        moved = f"a weight moved by {np.abs(weight_K - before_K).max():.3g} in the last of {number} rounds; raise max_rounds"
+        facts["warnings"] = [*facts.get("warnings", []), moved]
+    return replace(mixture, facts={**facts, "rounds": number, "is_settled": is_settled})
 
 
 def _sizes(tokens: Any, domains: Domains) -> dict[str, dict[str, int]]:
@@ -221,13 +237,12 @@ def _write(prepared: Prepared, mixture: Mixture, parents: list[dict[str, str]], 
         "model": None if is_static else prepared.model_info,
         "tokenizer": {**prepared.tokenizer.info(config.render), "render": text.train.render_digest},
         "parents": list({item["path"]: item for item in parents}.values()),
-        "stats": {
-            **_sizes(text.train, prepared.domains),
-            "facts": dict(mixture.facts),
-        },
+        "stats": _sizes(text.train, prepared.domains),
         "config": without_code(recorded(config)),
         "licence": config.licence,
     }
     manifest = write_mixture(Path(config.out), mixture, facts=facts, overwrite=overwrite)
+    for warning in manifest["stats"]["warnings"]:
+        logger.warning("%s: %s", config.method, warning)
     logger.info("wrote %s: %s, %s, %s", config.out, config.method, weights_text(
         Mixture.constant(mixture.names, mixture.weight_SK[-1])), manifest["digest"][:16])  # fmt: skip

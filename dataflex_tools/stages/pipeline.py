@@ -11,7 +11,17 @@ from dataflex_tools.core.config import apply_overrides, from_mapping, load_yaml,
 from dataflex_tools.core.errors import ConfigError, did_you_mean, near_path
 from dataflex_tools.data.sources import check_exists
 from dataflex_tools.methods import METHODS
-from dataflex_tools.stages.config import STAGES, EvaluateConfig, FitConfig, TrainConfig, build, laid_over, without_code
+from dataflex_tools.stages.config import (
+    STAGES,
+    EvaluateConfig,
+    FitConfig,
+    ScoreConfig,
+    TrainConfig,
+    build,
+    laid_over,
+    recorded,
+    without_code,
+)
 
 logger = logging.getLogger("flextools")
 
@@ -53,7 +63,9 @@ def load_steps(path: Path, overrides: Sequence[str] = ()) -> list[Step]:
         raise ConfigError(f"recipe {path} has no stages; wanted stages: {{name: {{stage: score, ...}}}}")
     common = recipe.get("common") or {}
     _check_common(path, common)
-    steps = [_step(path, str(name), values, common) for name, values in stages.items()]
+    steps: list[Step] = []
+    for name, values in stages.items():
+        steps.append(_step(path, str(name), values, common, before=steps))
     _check_inputs(path, steps)
     return steps
 
@@ -87,7 +99,8 @@ def _recorded_step(path: Path, config: Mapping[str, Any], overrides: Sequence[st
     """The one stage a result records; code it would run must be asked for by `overrides`."""
     stage = config["stage"]
     own = {} if stage == "evaluate" else {"out": str(path.parent)}
-    steps = [_step(path, str(stage), apply_overrides({**own, **without_code(config)}, overrides), {})]
+    values = apply_overrides({**own, **without_code(config)}, overrides)
+    steps = [_step(path, str(stage), values, {}, is_recorded=True)]
     _check_inputs(path, steps)
     return steps
 
@@ -130,7 +143,9 @@ def _check_common(path: Path, common: Any) -> None:
             raise ConfigError(f"recipe {path}: common has no key {key!r}; {did_you_mean(str(key), known)}")
 
 
-def _step(path: Path, name: str, values: Any, common: Mapping[str, Any]) -> Step:
+def _step(
+    path: Path, name: str, values: Any, common: Mapping[str, Any], *, before: Sequence[Step] = (), is_recorded: bool = False
+) -> Step:
     if not isinstance(values, Mapping) or "stage" not in values:
         raise ConfigError(f"recipe {path}: {name} does not say which stage it is; add `stage: score|train|evaluate|fit`")
     stage = values["stage"]
@@ -141,7 +156,8 @@ def _step(path: Path, name: str, values: Any, common: Mapping[str, Any]) -> Step
     own_keys = {"evaluate": ("data",), "fit": ("target", "settings")}.get(stage, ())
     shared = {key: value for key, value in common.items() if key in fields and key not in own_keys}
     own = {key: value for key, value in values.items() if key != "stage"}
-    return Step(name, stage, build(stage, laid_over(shared, own)))
+    made = {step.config.out: recorded(step.config) for step in before if isinstance(step.config, ScoreConfig)}
+    return Step(name, stage, build(stage, laid_over(shared, own), made=made, is_recorded=is_recorded))
 
 
 def run_steps(steps: Sequence[Step]) -> list[Mapping[str, Any]]:

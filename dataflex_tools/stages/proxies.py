@@ -27,7 +27,7 @@ from dataflex_tools.core.rng import generator
 from dataflex_tools.methods.base import OnlineMixer, StaticMixer, SwarmMixer
 from dataflex_tools.models.settings import ModelSettings
 from dataflex_tools.stages import inputs
-from dataflex_tools.stages.config import ScoreConfig
+from dataflex_tools.stages.config import ScoreConfig, is_by_held_out
 
 logger = logging.getLogger("flextools")
 
@@ -72,15 +72,9 @@ class Prepared:
             own["seed"] = self.config.seed
         if isinstance(self.method, StaticMixer):
             return digest(own | {"corpus": self.text.train_digest})
-        if measures_held_out(self.method):
+        if is_by_held_out(type(self.method)):
             own |= {"held_out_rows": self.config.proxy.held_out_rows, "held_out": self.text.held_out_digest}
         return digest(own | self.base | {"reference": _reference_address(self.config, self.method)})
-
-
-def measures_held_out(method: Any) -> bool:
-    """Whether a mixer decides by held-out text."""
-    is_online = isinstance(method, OnlineMixer) and method.observes in ("held_out_loss", "router_load")
-    return is_online or isinstance(method, SwarmMixer)
 
 
 def _reference_address(config: ScoreConfig, method: Any) -> Any:

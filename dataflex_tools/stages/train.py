@@ -22,7 +22,7 @@ from dataflex_tools.artifact.plan import (
 )
 from dataflex_tools.core import dist
 from dataflex_tools.core.cache import cache_folder
-from dataflex_tools.core.config import differences, from_mapping, merged, to_mapping
+from dataflex_tools.core.config import differences, from_mapping, to_mapping
 from dataflex_tools.core.errors import ArtifactError, ConfigError
 from dataflex_tools.core.fingerprint import digest
 from dataflex_tools.core.mixing import Mixture
@@ -95,16 +95,6 @@ def open_plans(folders: Sequence[str]) -> Plans:
     )  # fmt: skip
 
 
-def with_whole_model(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of the stage in which a `model` without a path is laid on top of the first artifact's own."""
-    model, artifacts = values.get("model"), values.get("artifacts")
-    if not isinstance(model, Mapping) or "path" in model or not artifacts:
-        return dict(values)
-    first = Path(artifacts if isinstance(artifacts, str) else artifacts[0])
-    made_with = without_code(read_manifest(first).get("config") or {}).get("model") or {}
-    return {**values, "model": merged(made_with, model)}
-
-
 def default_out(values: Mapping[str, Any]) -> str:
     """The run's folder if none is given: its name tells artifacts, budget and seed apart."""
     artifacts = values.get("artifacts") or []
@@ -138,6 +128,12 @@ def resolved(config: TrainConfig, plans: Plans) -> TrainConfig:
     if config.budget is not None and plans.selection is None:
         raise ConfigError(
             "train: a budget has no effect on a mixture, which takes all rows; give training.max_steps instead"
+        )
+    if plans.mixture is not None and len(plans.mixture.mixture.names) == 1:
+        name = plans.mixture.mixture.names[0]
+        raise ConfigError(
+            f"{plans.mixture.folder} mixes one domain, {name!r}, which decides nothing; run `flextools score` on data of "
+            "several domains (--data NAME=SOURCE for each)"
         )
     if plans.mixture is not None and len(plans.mixture.mixture.step_S) > 1 and config.training.max_steps <= 0:
         raise ConfigError(f"{plans.mixture.folder} changes over the steps of a training: give training.max_steps")

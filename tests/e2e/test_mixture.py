@@ -23,10 +23,10 @@ METHODS = ("doremi", "odm")
 def make_project(root: Path, *, steps: int = 50, **training: object) -> Path:
     """Text, a model and a config per method, with relative paths."""
     tiny.make_texts(root)
-    proxy = {"training": tiny.mix_training(max_steps=steps, save_steps=4, **training), "held_out_rows": 4}
+    proxy = {"training": tiny.mix_training(max_steps=steps, save_steps=4, **training)}
     for method in METHODS:
         config = tiny.mix_config(Path(), method=method, out=f"artifacts/{method}", proxy=proxy)
-        config["token_loss"] = {"part_rows": 64}
+        config |= {"token_loss": {"part_rows": 64}} if method == "doremi" else {}
         (root / f"{method}.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     return root
 

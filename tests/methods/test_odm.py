@@ -8,6 +8,7 @@ import pytest
 
 from dataflex_tools.core.config import from_mapping
 from dataflex_tools.core.errors import ConfigError
+from dataflex_tools.core.mixing import Domains, Observation
 from dataflex_tools.methods.odm import Odm, OdmSettings
 from tests.helpers import FLOAT64, vector
 from tests.methods.mixers import (
@@ -225,3 +226,25 @@ def test_initial_weights_fit_the_domains():
         odm(initial={"web": 1, "code": 2}).start(domains())
     with pytest.raises(ConfigError, match="odm: initial names 'bookz', .* did you mean 'books'"):
         odm(initial={"bookz": 1}).start(domains())
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_domains", "num_steps", "loss", "cause"),
+    [
+        ({"variant": "dataflex"}, 3, 60, [9000.0, 8000.0, 7000.0], "every reward is at DataFlex's limit of 10000"),
+        ({"variant": "dataflex"}, 40, 200, None, "with 40 domains exploration takes all the weight at step 200"),
+        ({"variant": "paper"}, 8, 5, None, "with 8 domains exploration takes all the weight at step 5"),
+        ({"variant": "paper"}, 3, 200, [2.0, 2.0, 2.0], "the losses are too alike"),
+        ({"variant": "dataflex"}, 3, 200, [3.0, 9.0, 4.0], None),
+    ],
+)
+def test_a_plan_that_ends_uniform_says_why(settings, num_domains, num_steps, loss, cause):
+    names = tuple(f"d{i}" for i in range(num_domains))
+    known = Domains(names, np.full(num_domains, 10), np.full(num_domains, 100), vocab_size=1000)
+    mixer = odm(**settings)
+    states = [mixer.start(known)]
+    loss_K = np.linspace(3, 5, num_domains) if loss is None else np.array(loss)
+    for step in range(1, num_steps + 1):
+        states.append(mixer.update(states[-1], Observation(step, loss_K * 10, np.full(num_domains, 10.0))))
+    warnings = mixer.finish(known, tuple(states)).facts.get("warnings", [])
+    assert [cause in text for text in warnings] == ([True] if cause else [])

@@ -69,5 +69,5 @@ def test_a_mixers_estimate_counts_its_trainings_and_writes_nothing(tmp_path: Pat
     assert [part["part"] for part in found.parts] == ["domains", "reference", "token losses of the reference", "proxy"]
     assert found.seconds > 0
     natural = estimate_score(build("score", tiny.mix_config(root)))
-    assert [part["part"] for part in natural.parts] == ["domains"]
+    assert [part["part"] for part in natural.parts] == ["domains", "mixture"]
     assert sorted(tmp_path.rglob("*")) == before

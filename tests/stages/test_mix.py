@@ -21,7 +21,8 @@ from dataflex_tools.stages.score import score
 from dataflex_tools.stages.train import train
 from tests import tiny
 
-PROXY = {"training": tiny.mix_training(), "held_out_rows": 4}
+PROXY = {"training": tiny.mix_training()}
+HELD = {**PROXY, "held_out_rows": 4}
 FLASH = {"path": "model", "random_weights": True, "attn_implementation": "flash_attention_2"}
 
 
@@ -158,12 +159,12 @@ def test_dynamic_moe_reads_the_gates_of_a_real_moe_model(tmp_path: Path) -> None
 
 def test_a_dense_model_has_no_gates_to_read(root: Path) -> None:
     with pytest.raises(ConfigError, match="expert"):
-        mixed(root, "dynamic_moe", proxy=PROXY, settings={"update_every": 2})
+        mixed(root, "dynamic_moe", proxy=HELD, settings={"update_every": 2})
 
 
 def test_sheared_loading_measures_held_out_text(root: Path) -> None:
     references = {"count": 3.0, "say": 1.0, "both": 3.0}
-    mixed(root, "sheared_loading", proxy=PROXY, settings={"reference_losses": references, "update_every": 4})
+    mixed(root, "sheared_loading", proxy=HELD, settings={"reference_losses": references, "update_every": 4})
     plan = load_mixture(root / "artifacts" / "sheared_loading").mixture
     say = plan.names.index("say")
     assert plan.trajectory[-1].weight_K[say] > plan.trajectory[0].weight_K[say]
@@ -254,8 +255,10 @@ def test_the_command_line_trains_a_mixture_and_keeps_its_held_out_text(root: Pat
     ]
     refused = CliRunner().invoke(app, [*words, "--set", "full=false"])
     assert "leave full=false out" in str(refused.exception)
-    other = CliRunner().invoke(app, [*words, "--set", "pack.block_size=24"])
-    assert "pack.held_out is 0.0, the plan was made with 0.3" in str(other.exception)
+    other = CliRunner().invoke(app, [*words, "--set", "pack.held_out=0.1"])
+    assert "pack.held_out is 0.1, the plan was made with 0.3" in str(other.exception)
+    part = CliRunner().invoke(app, [*words, "--set", "pack.block_size=24", "--dry-run"])
+    assert part.exit_code == 0, part.exception  # what is not said is the plan's
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.exception
     assert read_manifest(root / "runs" / "natural-3-steps-seed0")["config"]["full"] is True
@@ -304,11 +307,28 @@ WRONG = [
     ("regmix", {"pack": {"block_size": 16}, "proxy": PROXY}, "held_out"),
     ("doremi", {"settings": {"etta": 1.0}, "proxy": PROXY}, "did you mean 'eta'"),
     ("odm", {"proxy": {**PROXY, "reference_losses": "x"}}, "no reference"),
+    ("odm", {"proxy": PROXY, "settings": {"warmup_steps": 8}}, r"warmup_steps is 8 and .* would never decide"),
+    ("odm", {"proxy": PROXY, "settings": {"variant": "exp3", "smoothing": 0.5}}, "smoothing 0.5 has no effect"),
+    ("odm", {"proxy": HELD}, r"proxy\.held_out_rows has no effect"),
+    ("odm", {"proxy": PROXY, "token_loss": {"storage": "float32"}}, "token_loss has no effect"),
+    ("odm", {"proxy": {**PROXY, "reference_rows": "all"}}, r"proxy\.reference_rows has no effect"),
+    ("natural", {"gradient": {"dim": 16}}, "gradient has no effect: method 'natural' is a mixer"),
+    ("natural", {"warmup": {"fraction": 0.5}}, "warmup has no effect"),
+    ("doremi", {"proxy": {**PROXY, "reference_losses": "x"}, "settings": {"max_rounds": 2}}, "max_rounds 2 has no effect"),
+    (
+        "doremi",
+        {"proxy": {**PROXY, "reference_model": {"path": "m"}}, "settings": {"reference_weights": "uniform"}},
+        "settings.reference_weights has no effect with proxy.reference_model",
+    ),
+    ("natural", {"data": ["count.jsonl"]}, "one domain, 'count', so there is nothing to mix"),
+    ("static", {"data": ["count.jsonl"]}, "one domain, 'count', so there is nothing to mix"),
 ]
 
 
 @pytest.mark.parametrize(("method", "changes", "said"), WRONG, ids=[f"{w[0]}-{i}" for i, w in enumerate(WRONG)])
 def test_wrong_input_is_said_before_anything_is_trained(root: Path, method: str, changes: dict[str, Any], said: str) -> None:
+    if "data" in changes:
+        changes = {**changes, "data": [str(root / name) for name in changes["data"]]}
     with pytest.raises(FlextoolsError, match=said):
         mixed(root, method, **changes)
     assert not (root / "artifacts" / method).exists()
@@ -339,17 +359,58 @@ def test_replaying_a_manifest_gives_the_same_mixture(root: Path, tmp_path: Path)
     assert json.dumps(read_manifest(tmp_path / "again" / "odm")["stats"]) == json.dumps(manifest["stats"])
 
 
-def test_exported_document_draws_count_the_documents_that_are_trained_on(root: Path) -> None:
-    from dataflex_tools.report.export import export
-    from dataflex_tools.report.proportions import Wanted
+def test_a_recorded_setting_without_effect_does_not_stop_a_replay_or_a_training(root: Path) -> None:
+    """It was accepted when the result was made."""
+    from dataflex_tools.stages.config import restored
 
     manifest = mixed(root, "natural")
-    stats = manifest["stats"]
-    assert sum(stats["num_documents"].values()) < 150  # the corpus has 150, a share of them is held out
-    out = root / "exported"
-    export(root / "artifacts" / "natural", "datasets", out, wanted=Wanted(draws="documents"))
-    found = json.loads(next(out.glob("*.json")).read_text())
-    mean = {name: stats["num_tokens"][name] / stats["num_documents"][name] for name in stats["num_tokens"]}
-    share = {name: stats["num_tokens"][name] / mean[name] for name in mean}
-    expected = [share[name] / sum(share.values()) for name in found["names"]]
-    np.testing.assert_allclose(found["probabilities"], expected, rtol=1e-6)
+    config = {**manifest["config"], "gradient": {"dim": 16}, "proxy": {"held_out_rows": 64}}
+    assert restored(root / "artifacts" / "natural", config).gradient.dim == 16
+
+
+def test_inspect_shows_what_a_run_was_made_of_and_what_was_capped(root: Path) -> None:
+    from dataflex_tools.report.inspect import describe
+
+    mixed(root, "static", settings={"weights": {"count": 0.1, "say": 0.8, "both": 0.1}})
+    run = trained(root, "static", mixing={"max_epochs": 0.5})
+    text = describe(root / "runs" / "static")
+    assert "capped     say: " in text
+    assert "trained    12 steps, 96 samples" in text
+    for name, found in run["stats"]["mixture"].items():
+        (line,) = (line for line in text.splitlines() if line.startswith(f"{name} "))
+        assert f"{found['token_share']:.2%}" in line
+
+
+def test_a_mixture_of_one_domain_is_not_trained_on(root: Path) -> None:
+    from dataflex_tools.artifact.mixture import write_mixture
+    from dataflex_tools.core.mixing import Mixture
+
+    manifest = mixed(root, "natural")
+    facts = {key: manifest[key] for key in ("method", "settings", "corpus", "model", "tokenizer", "parents", "config")}
+    write_mixture(root / "artifacts" / "one", Mixture.constant(("count",), np.ones(1)), facts=facts)
+    with pytest.raises(ConfigError, match="mixes one domain, 'count', which decides nothing"):
+        trained(root, "one")
+
+
+def test_a_proxy_that_has_not_settled_is_a_warning_in_log_manifest_and_inspect(
+    root: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import logging
+
+    from dataflex_tools.report.inspect import describe
+
+    monkeypatch.setattr(logging.getLogger("flextools"), "propagate", True)
+    manifest = mixed(root, "doremi", proxy=PROXY, settings={"eta": 50.0})
+    said = [text for text in manifest["stats"]["warnings"] if "have not settled" in text]
+    assert len(said) == 1
+    assert said[0] in caplog.text
+    assert f"warning    {said[0]}" in describe(root / "artifacts" / "doremi")
+
+
+def test_a_dry_run_of_a_static_mixer_says_its_weights_and_warnings(root: Path) -> None:
+    from dataflex_tools.stages.estimate import estimate_score
+
+    config = tiny.mix_config(root, method="static", settings={"weights": {"count": 0.98, "say": 0.02}})
+    parts = {part["part"]: part["what"] for part in estimate_score(build("score", config)).parts}
+    assert parts["mixture"] == "count 0.980, say 0.020, both 0.000"
+    assert "near one-hot: 'count' has 98.0%" in parts["warning"]

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from dataflex_tools.artifact.manifest import MANIFEST, manifest_digest, read_manifest
 from dataflex_tools.cli import app
 from dataflex_tools.core.errors import ConfigError, FlextoolsError
-from dataflex_tools.stages.config import restored, without_code
+from dataflex_tools.stages.config import build, restored, without_code
 
 CODE = """
 import pathlib
@@ -127,11 +127,8 @@ def test_a_function_that_a_manifest_names_is_not_imported(project: Path, monkeyp
 
 
 def test_a_model_given_in_part_is_the_artifacts_own_with_that_changed(project: Path, mark: Path) -> None:
-    from dataflex_tools.stages.train import with_whole_model
-
     plan = str(project / "artifacts" / "less")
-    values = with_whole_model({"artifacts": [plan], "model": {"dtype": "float32", "lora": {"r": 2}}})
-    assert values["model"]["path"] == str(project / "coded")
-    assert values["model"]["trust_remote_code"] is False
-    assert (values["model"]["dtype"], values["model"]["lora"]["r"]) == ("float32", 2)
-    assert values["model"]["lora"]["target_modules"] == "all-linear"
+    values = {"artifacts": [plan], "out": "x", "model": {"dtype": "float32", "lora": {"r": 2}}}
+    model = build("train", values).model
+    assert (model.path, model.trust_remote_code) == (str(project / "coded"), False)
+    assert (model.dtype, model.lora.r, model.lora.target_modules) == ("float32", 2, "all-linear")
