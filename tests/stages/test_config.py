@@ -29,6 +29,8 @@ NEEDED = {
     "evaluate": {},
     "methods": ["less"],
     "target_groups": ["g"],
+    "ratios": "a.csv",
+    "metrics": "b.csv",
 }
 
 
