@@ -55,9 +55,15 @@ class Corpus:
     def place(self, row: int) -> str:
         """Where a row stands in its source, for messages: `pool.jsonl row 17`."""
         stored = int(self._stored_N[row])
+        return f"{self._report(row).path} row {self._table['number'][stored].as_py()}"
+
+    def may_skip(self, row: int) -> bool:
+        """Whether a row that cannot be used is to be left out instead of stopping the work."""
+        return any(report.skip_bad for report in self.reports) and self._report(row).skip_bad
+
+    def _report(self, row: int) -> SourceReport:
         ends = np.cumsum([report.num_rows for report in self.reports])
-        report = self.reports[int(np.searchsorted(ends, stored, side="right"))]
-        return f"{report.path} row {self._table['number'][stored].as_py()}"
+        return self.reports[int(np.searchsorted(ends, int(self._stored_N[row]), side="right"))]
 
     def sources_info(self) -> list[dict[str, Any]]:
         """For manifests: path, domain, form, rows (as read) and sha256 of each source."""

@@ -14,12 +14,12 @@ import pyarrow as pa
 from dataflex_tools.core.errors import DataError, did_you_mean
 from dataflex_tools.core.fingerprint import canonical_json, digest
 from dataflex_tools.data.ipc import read_ipc, write_ipc
-from dataflex_tools.data.records import detect_form, renamed, sample_id, to_conversation
+from dataflex_tools.data.records import as_json, detect_form, renamed, sample_id, to_conversation
 from dataflex_tools.data.sources import Source, SourceSpec
 
 logger = logging.getLogger("flextools")
 
-_FORMAT = 1
+_FORMAT = 2
 _ROWS = 4096  # rows of a record batch, fewer if their texts are long: books would fill the memory
 _CHARACTERS = 2**26
 SCHEMA = pa.schema(
@@ -35,7 +35,8 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True, kw_only=True)
 class SourceReport:
-    """What was found in a source. `num_duplicates` counts rows whose content an earlier row of it has."""
+    """What was found in a source. `num_duplicates` counts rows whose content an earlier row of it has; with `skip_bad`
+    rows that cannot be used are left out, here and later."""
 
     path: str
     domain: str
@@ -44,6 +45,7 @@ class SourceReport:
     num_bad: int
     num_duplicates: int
     sha256: str
+    skip_bad: bool = False
 
 
 def ingest(source: Source, path: str, cache: Path) -> tuple[pa.Table, SourceReport]:
@@ -62,7 +64,7 @@ def ingest(source: Source, path: str, cache: Path) -> tuple[pa.Table, SourceRepo
         facts = json.loads(facts_file.read_text(encoding="utf-8"))
     except ValueError:
         raise DataError(f"cache file {facts_file} is damaged; delete it and run again") from None
-    report = SourceReport(path=path, domain=spec.domain or source.name, sha256=sha256, **facts)
+    report = SourceReport(path=path, domain=spec.domain or source.name, sha256=sha256, skip_bad=spec.skip_bad, **facts)
     return read_ipc(file), report
 
 
@@ -140,7 +142,7 @@ class _Reading:
             self._bad(number, str(error))
             return None
         self._seen.update(column for column in columns if column is not None and _value(record, column) is not None)
-        return sample_id(conversation), number, canonical_json(conversation), *groups
+        return sample_id(conversation), number, as_json(conversation), *groups
 
     def _agree_on_form(self, number: int, record: dict[str, Any]) -> None:
         spec = self.source.spec

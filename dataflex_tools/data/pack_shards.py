@@ -15,7 +15,7 @@ from dataflex_tools.core.errors import DataError
 from dataflex_tools.core.progress import Progress
 from dataflex_tools.data.corpus import Corpus
 from dataflex_tools.data.ipc import read_ipc, write_ipc
-from dataflex_tools.data.templates import render
+from dataflex_tools.data.templates import document_text
 
 # B blocks of a record batch, T tokens of a block, D documents that begin in a piece of text, S documents of a shard
 
@@ -126,7 +126,7 @@ def _pieces(corpus: Corpus, rows_S: np.ndarray, tokenizer: Any) -> Iterator[tupl
     num_chars = 0
     for row in rows_S.tolist():
         try:
-            text, _ = render(corpus.conversation(row), tokenizer, "auto")
+            text = document_text(corpus.conversation(row), tokenizer)
         except DataError as error:
             raise DataError(f"{corpus.place(row)}: {error}") from None
         rows.append(row)

@@ -14,6 +14,7 @@ from dataflex_tools.core.config import require
 from dataflex_tools.core.errors import ConfigError, DataError
 from dataflex_tools.core.fingerprint import digest
 from dataflex_tools.core.rng import key_of
+from dataflex_tools.data.chat import day_of
 from dataflex_tools.data.corpus import Corpus
 from dataflex_tools.data.pack_shards import BlockBatch, OpenShard, Packing, PackShard, read_shard, write_missing
 from dataflex_tools.data.tokenized import IGNORED
@@ -45,10 +46,13 @@ class PackSettings:
         require(0 <= self.held_out < 1, f"pack.held_out is {self.held_out}, wanted a share from 0 to below 1")
 
 
-def blocks_digest(settings: PackSettings, tokenizer_sha256: str) -> str:
-    """SHA-256 (64 hex digits) of all that decides the blocks of given documents; not of which documents are held out."""
+def blocks_digest(settings: PackSettings, tokenizer_sha256: str, day: str | None = None) -> str:
+    """SHA-256 (64 hex digits) of all that decides the blocks of given documents; not of which documents are held out.
+
+    `day`: what a chat template that prints the day is given in its place.
+    """
     kept = {name: getattr(settings, name) for name in ("block_size", "attend_across_documents")}
-    return digest({"blocks": _FORMAT, "tokenizer": tokenizer_sha256} | kept)
+    return digest({"blocks": _FORMAT, "tokenizer": tokenizer_sha256} | kept | ({} if day is None else {"day": day}))
 
 
 def is_held_out(ids_N16: np.ndarray, settings: PackSettings) -> np.ndarray:
@@ -163,7 +167,8 @@ def pack_corpus(
     """
     if part == "held_out" and settings.held_out == 0:
         raise ConfigError("pack.held_out is 0, so nothing is held out; set it to a share of the documents, such as 0.01")
-    address = blocks_digest(settings, tokenizer_sha256)
+    is_chat = any(report.form != "text" for report in corpus.reports)
+    address = blocks_digest(settings, tokenizer_sha256, day_of(tokenizer) if is_chat else None)
     shards_K = _shards(corpus, settings, cache / "blocks" / address[:16], address, part)
     prefix = f"{tokenizer_sha256}/{settings.block_size}/{settings.attend_across_documents}/".encode()
     packing = Packing(tokenizer, settings.block_size, settings.attend_across_documents, prefix)

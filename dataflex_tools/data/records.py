@@ -1,7 +1,7 @@
 """One raw record to one canonical conversation: what is trained on, and nothing else.
 
-A conversation is one of `{"messages": [{"role", "content"}, ...]}` (roles system, user, assistant, tool; with `tools`
-if the record has some), `{"prompt", "completion"}` or `{"text"}`.
+A conversation is one of `{"messages": [{"role", "content"}, ...]}` (roles system, user, assistant, tool; `turns` says what
+else a turn may hold; with `tools` if the record has some), `{"prompt", "completion"}` or `{"text"}`.
 """
 
 import hashlib
@@ -10,28 +10,22 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dataflex_tools.core.errors import DataError, did_you_mean
-from dataflex_tools.core.fingerprint import canonical_json
+from dataflex_tools.data.turns import is_empty, text_of, tools_of, turns_of
 
 # our column names of each form, in the order in which a record is tested for them: required ones, optional ones
 COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "messages": (("messages",), ("system", "tools")),
     "sharegpt": (("conversations",), ("system", "tools")),
-    "alpaca": (("instruction", "output"), ("input", "history", "system")),
-    "prompt_completion": (("prompt", "completion"), ()),
+    "alpaca": (("instruction", "output"), ("input", "history", "system", "tools")),
+    "prompt_completion": (("prompt", "completion"), ("tools",)),
     "text": (("text",), ()),
 }
 FORMS = tuple(COLUMNS)
+FUNCTIONS = "functions"  # tools, as OpenAI's data had them at first
 TAGS = ("role_tag", "content_tag", "user_tag", "assistant_tag", "observation_tag", "function_tag", "system_tag")
 
-_ROLES = {
-    "system": "system", "developer": "system", "user": "user", "human": "user", "assistant": "assistant",
-    "gpt": "assistant", "chatgpt": "assistant", "model": "assistant", "function_call": "assistant", "tool": "tool",
-    "observation": "tool", "function": "tool", "function_response": "tool", "ipython": "tool",
-}  # fmt: skip
-_TAG_ROLES = {
-    "user_tag": "user", "assistant_tag": "assistant", "observation_tag": "tool", "function_tag": "assistant",
-    "system_tag": "system",
-}  # fmt: skip
+# columns that hold a part of the sample which cannot be shown
+UNREADABLE = ("images", "videos", "audios", "chat_template_kwargs")
 
 
 def renamed(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
@@ -69,135 +63,119 @@ def to_conversation(
         if names.get(name) is None:
             found = "holds null" if name in names else f"is missing; {did_you_mean(name, map(str, record))}"
             raise DataError(f"column {(columns or {}).get(name, name)!r} of form {form} {found}")
+    for name in UNREADABLE:
+        if form != "text" and not is_empty(names.get(name)):
+            raise DataError(f"the record has {name!r}, which cannot be read; leave it out of the record")
     conversation = _BUILDERS[form](names, tags or {})
     try:
-        canonical_json(conversation).encode("utf-8")
+        as_json(conversation).encode("utf-8")
     except (UnicodeEncodeError, ValueError, TypeError) as error:
         raise DataError(f"text that cannot be stored: {error}") from None
     return conversation
 
 
+def as_json(conversation: Mapping[str, Any]) -> str:
+    """One text per conversation. Keys are sorted but those inside tools and calls: their order is part of what is shown."""
+    ordered = {key: conversation[key] for key in sorted(conversation)}
+    if "messages" in ordered:
+        ordered["messages"] = [{key: turn[key] for key in sorted(turn)} for turn in ordered["messages"]]
+    return json.dumps(ordered, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
 def sample_id(conversation: Mapping[str, Any]) -> bytes:
     """The 16-byte content hash of a canonical conversation; equal samples share it, wherever they stand."""
-    return hashlib.sha256(canonical_json(conversation).encode("utf-8")).digest()[:16]
+    return hashlib.sha256(as_json(conversation).encode("utf-8")).digest()[:16]
 
 
 def preview(conversation: Mapping[str, Any]) -> str:
     """A conversation as text for people: one paragraph per turn, its role in front."""
     if "messages" in conversation:
-        return "\n".join(f"{turn['role']}: {turn['content']}" for turn in conversation["messages"])
+        return "\n".join(f"{turn['role']}: {_shown(turn)}" for turn in conversation["messages"])
     if "text" in conversation:
         return str(conversation["text"])
     return f"prompt: {conversation['prompt']}\ncompletion: {conversation['completion']}"
 
 
-def _text(value: Any, name: str) -> str:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list) and all(isinstance(part, Mapping) and part.get("type") == "text" for part in value):
-        return "".join(_text(part.get("text"), name) for part in value)
-    raise DataError(f"{name} holds {type(value).__name__} {str(value)[:60]!r}, wanted text")
+def _shown(turn: Mapping[str, Any]) -> str:
+    calls = [json.dumps(call["function"], ensure_ascii=False) for call in turn.get("tool_calls", ())]
+    return "\n".join(part for part in (turn.get("reasoning_content"), turn["content"], *calls) if part)
 
 
-def _answered(messages: list[dict[str, str]]) -> list[dict[str, str]]:
-    spoken = [turn["role"] for turn in messages if turn["role"] != "system"]
-    if not any(turn["role"] == "assistant" and turn["content"].strip() for turn in messages):
+def _chat(names: Mapping[str, Any], messages: list[dict[str, Any]]) -> dict[str, Any]:
+    """The conversation of these turns, with the record's tools."""
+    answers = [turn for turn in messages if turn["role"] == "assistant"]
+    if not any(turn["content"].strip() or turn.keys() & {"tool_calls", "reasoning_content"} for turn in answers):
         raise DataError("the record has no answer: no assistant turn with text")
-    if spoken[0] == "assistant":
+    if not any(turn.get("train", True) for turn in answers):
+        raise DataError("the record has no answer to train on: all its assistant turns are marked not to be trained on")
+    if next(turn["role"] for turn in messages if turn["role"] != "system") == "assistant":
         raise DataError("the record starts with an assistant turn: there is nothing it answers")
-    return messages
+    tools, functions = names.get("tools"), names.get(FUNCTIONS)
+    if is_empty(tools) and not is_empty(functions):
+        tools = [{"type": "function", "function": tool} for tool in tools_of(functions)]
+    found = [] if is_empty(tools) else tools_of(tools)
+    return {"messages": messages} | ({"tools": found} if found else {})
+
+
+def _optional(names: Mapping[str, Any], name: str) -> str:
+    """The text of a column, "" if it is absent or null."""
+    return "" if names.get(name) is None else text_of(names[name], name)
+
+
+def _system(names: Mapping[str, Any]) -> list[dict[str, Any]]:
+    text = _optional(names, "system")
+    return [{"role": "system", "content": text}] if text else []
 
 
 def _alpaca(names: Mapping[str, Any], tags: Mapping[str, str]) -> dict[str, Any]:
     messages = _system(names)
-    for pair in names.get("history") or []:
+    history = [] if is_empty(names.get("history")) else names["history"]
+    for pair in history if isinstance(history, list | tuple) else [history]:
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             raise DataError(f"history holds {str(pair)[:60]!r}, wanted pairs of prompt and answer")
-        messages.append({"role": "user", "content": _text(pair[0], "history")})
-        messages.append({"role": "assistant", "content": _text(pair[1], "history")})
-    asked = [_text(names["instruction"], "instruction"), _text(names.get("input") or "", "input")]
-    answer = _text(names["output"], "output")
+        messages.append({"role": "user", "content": text_of(pair[0], "history")})
+        messages.append({"role": "assistant", "content": text_of(pair[1], "history")})
+    asked = [text_of(names["instruction"], "instruction"), _optional(names, "input")]
+    answer = text_of(names["output"], "output")
     if not answer.strip():
         raise DataError("the record has no answer: output is empty")
     messages.append({"role": "user", "content": "\n".join(part for part in asked if part)})
-    return {"messages": [*messages, {"role": "assistant", "content": answer}]}
-
-
-def _system(names: Mapping[str, Any]) -> list[dict[str, str]]:
-    text = _text(names.get("system") or "", "system")
-    return [{"role": "system", "content": text}] if text else []
+    return _chat(names, [*messages, {"role": "assistant", "content": answer}])
 
 
 def _sharegpt(names: Mapping[str, Any], tags: Mapping[str, str]) -> dict[str, Any]:
-    return _chat(names, names["conversations"], tags, ("from", "value"))
+    return _with_system(names, turns_of(names["conversations"], tags, ("from", "value")))
 
 
 def _messages(names: Mapping[str, Any], tags: Mapping[str, str]) -> dict[str, Any]:
-    return _chat(names, names["messages"], tags, ("role", "content"))
+    return _with_system(names, turns_of(names["messages"], tags, ("role", "content")))
 
 
-def _chat(names: Mapping[str, Any], turns: Any, tags: Mapping[str, str], keys: tuple[str, str]) -> dict[str, Any]:
-    messages = _turns(turns, tags, keys)
-    if messages and messages[0]["role"] != "system":
-        messages = _system(names) + messages
-    conversation: dict[str, Any] = {"messages": _answered(messages)}
-    if tools := names.get("tools"):
-        conversation["tools"] = _tools(tools)
-    return conversation
-
-
-def _tools(tools: Any) -> list[Any]:
-    try:
-        value = json.loads(tools) if isinstance(tools, str) else tools
-    except ValueError:
-        value = None
-    if not isinstance(value, list):
-        raise DataError(f"tools holds {str(tools)[:60]!r}, wanted a list of tool definitions")
-    return value
-
-
-def _turns(turns: Any, tags: Mapping[str, str], keys: tuple[str, str]) -> list[dict[str, str]]:
-    if isinstance(turns, Mapping) and all(isinstance(column, list) for column in turns.values()):
-        # the `datasets` library stores a list of records as a record of lists
-        turns = [dict(zip(turns, values, strict=True)) for values in zip(*turns.values(), strict=True)]
-    if not isinstance(turns, list) or not turns:
-        raise DataError(f"the conversation holds {str(turns)[:60]!r}, wanted a list of turns")
-    roles = _ROLES | {tags[tag]: role for tag, role in _TAG_ROLES.items() if tag in tags}
-    return [_turn(turn, roles, tags, keys) for turn in turns]
-
-
-def _turn(turn: Any, roles: Mapping[str, str], tags: Mapping[str, str], keys: tuple[str, str]) -> dict[str, str]:
-    if not isinstance(turn, Mapping):
-        raise DataError(f"a turn holds {type(turn).__name__} {str(turn)[:60]!r}, wanted an object with a role")
-    if "role_tag" not in tags and keys[0] not in turn:
-        keys = ("role", "content") if "role" in turn else keys
-    role_key, content_key = tags.get("role_tag", keys[0]), tags.get("content_tag", keys[1])
-    for key in (role_key, content_key):
-        if key not in turn:
-            raise DataError(f"a turn has the keys {', '.join(map(str, turn))}, wanted {role_key!r} and {content_key!r}")
-    role = roles.get(str(turn[role_key]))
-    if role is None:
-        raise DataError(f"a turn has the role {turn[role_key]!r}; {did_you_mean(str(turn[role_key]), roles)}")
-    if turn.get("tool_calls") and not turn[content_key]:
-        raise DataError("a turn has tool_calls and no content; write the call into its content")
-    return {"role": role, "content": _text(turn[content_key], f"a turn of {role}")}
+def _with_system(names: Mapping[str, Any], messages: list[dict[str, Any]]) -> dict[str, Any]:
+    system = _system(names)
+    if system and messages[0]["role"] == "system" and messages[0]["content"] != system[0]["content"]:
+        raise DataError("the record has a system text and a system turn that differ; leave one of them out")
+    return _chat(names, messages if messages[0]["role"] == "system" else system + messages)
 
 
 def _prompt_completion(names: Mapping[str, Any], tags: Mapping[str, str]) -> dict[str, Any]:
     prompt, completion = names["prompt"], names["completion"]
     if isinstance(prompt, list) and isinstance(completion, list):
-        asked, answer = _turns(prompt, tags, ("role", "content")), _turns(completion, tags, ("role", "content"))
-        if any(turn["role"] == "assistant" for turn in asked):
-            raise DataError("the prompt has assistant turns, which would be trained on; give the record as text")
-        return {"messages": _answered(asked + answer)}
-    answer_text = _text(completion, "completion")
+        asked, answer = (turns_of(part, tags, ("role", "content")) for part in (prompt, completion))
+        for turn in asked:
+            if turn["role"] == "assistant":
+                turn["train"] = False
+        return _chat(names, asked + answer)
+    answer_text = text_of(completion, "completion")
     if not answer_text.strip():
         raise DataError("the record has no answer: completion is empty")
-    return {"prompt": _text(prompt, "prompt"), "completion": answer_text}
+    if not is_empty(names.get("tools")):
+        raise DataError("the record has tools beside a prompt of plain text, which cannot show them; give turns")
+    return {"prompt": text_of(prompt, "prompt"), "completion": answer_text}
 
 
 def _plain(names: Mapping[str, Any], tags: Mapping[str, str]) -> dict[str, Any]:
-    text = _text(names["text"], "text")
+    text = text_of(names["text"], "text")
     if not text.strip():
         raise DataError("the record has no answer: text is empty")
     return {"text": text}

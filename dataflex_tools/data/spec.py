@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from dataflex_tools.core.config import require
 from dataflex_tools.core.errors import ConfigError, did_you_mean
-from dataflex_tools.data.records import COLUMNS, FORMS, TAGS
+from dataflex_tools.data.records import COLUMNS, FORMS, FUNCTIONS, TAGS, UNREADABLE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +81,7 @@ class SourceSpec:
         """The columns of the file, by its names, that can decide what becomes of a row."""
         forms = FORMS if self.form == "auto" else (self.form,)
         ours = {name for form in forms for names in COLUMNS[form] for name in names}
+        ours |= {FUNCTIONS, *UNREADABLE}
         theirs = {self.columns.get(name, name) for name in ours} - self.unused
         groups = {column for column in (self.domain_column, self.subtask_column) if column}
         return frozenset(theirs | groups | {column.partition(".")[0] for column in groups})

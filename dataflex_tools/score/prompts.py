@@ -8,6 +8,7 @@ import numpy as np
 
 from dataflex_tools.core.errors import ConfigError, DataError
 from dataflex_tools.data.corpus import Corpus
+from dataflex_tools.data.templates import trained_turns
 from dataflex_tools.data.tokenized import IGNORED, Tokens
 
 # T tokens of a prompt
@@ -68,13 +69,18 @@ class Prompts:
         if "messages" not in conversation:
             raise DataError(f"{self._corpus.place(row)} is plain text, which has no prompt; leave it out of the target")
         messages = conversation["messages"]
-        answers = [index for index, turn in enumerate(messages) if turn["role"] == "assistant"]
+        answers = trained_turns(messages, mask_history=self.tokens.mask_history)
         if num_answers > len(answers):
             raise DataError(
-                f"{self._corpus.place(row)} has {len(answers)} assistant turns and labels in {num_answers} places, so which "
-                "turn is the answer is unknown; use template 'chatml'"
+                f"{self._corpus.place(row)} has {len(answers)} answers to train on and labels in {num_answers} places, so "
+                "which turn is the answer is unknown; use template 'chatml'"
             )
         index = answers[num_answers - 1]
+        if "tool_calls" in messages[index] or not messages[index]["content"]:
+            raise DataError(
+                f"{self._corpus.place(row)} is answered with a tool call, and rewards compare texts; leave it out of the "
+                "target"
+            )
         return tuple(messages[:index]), messages[index]["content"]
 
 

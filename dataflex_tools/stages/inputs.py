@@ -20,6 +20,7 @@ from dataflex_tools.core.signals import Samples
 from dataflex_tools.data.corpus import Corpus, open_corpus
 from dataflex_tools.data.packed import Blocks, PackSettings, pack_corpus
 from dataflex_tools.data.sources import SourceSpec
+from dataflex_tools.data.templates import document_text
 from dataflex_tools.data.tokenized import RenderSettings, tokenize_corpus
 from dataflex_tools.models.load import (
     empty_model,
@@ -179,12 +180,33 @@ def read_text(
     corpus = read_corpus(sources, cache, group="domain")
     if pack is None:
         return Text(tokenize(corpus, tokenizer, render, cache), None)
+    corpus = without_refused(corpus, tokenizer)
     train = pack_corpus(corpus, tokenizer.value, pack, cache, tokenizer_sha256=tokenizer.sha256, part="train")
     held_out = None
     if pack.held_out:
         held_out = pack_corpus(corpus, tokenizer.value, pack, cache, tokenizer_sha256=tokenizer.sha256, part="held_out")
         reporting_rows(held_out)  # what cannot be evaluated is better known before it is trained
     return Text(Side(corpus, train), held_out)
+
+
+def without_refused(corpus: Corpus, tokenizer: Tokenizer) -> Corpus:
+    """Documents without those that cannot be shown, where their source says that such rows are left out."""
+    if not any(report.skip_bad for report in corpus.reports):
+        return corpus
+    refused, first = [], ""
+    for row in filter(corpus.may_skip, range(len(corpus))):
+        try:
+            document_text(corpus.conversation(row), tokenizer.value)
+        except DataError as error:
+            first = first or f"{corpus.place(row)}: {error}"
+            refused.append(row)
+    if not refused:
+        return corpus
+    if len(refused) == len(corpus):
+        raise DataError(f"none of the {len(corpus):,} documents can be used; first: {first}")
+    if dist.is_main():
+        logger.warning("%s bad rows left out, refused by the template; first: %s", f"{len(refused):,}", first)
+    return corpus.without(np.array(refused))
 
 
 def check_pack(pack: PackSettings | None, model: ModelSettings) -> None:
@@ -201,6 +223,7 @@ def check_pack(pack: PackSettings | None, model: ModelSettings) -> None:
 def pack_all(corpus: Corpus, tokenizer: Tokenizer, pack: PackSettings, cache: Path) -> Side:
     """Text that no one trains on, packed as a run's was; nothing is held out of it."""
     whole = replace(pack, held_out=0.0)
+    corpus = without_refused(corpus, tokenizer)
     tokens = pack_corpus(corpus, tokenizer.value, whole, cache, tokenizer_sha256=tokenizer.sha256, part="train")
     return Side(corpus, tokens)
 
@@ -244,8 +267,9 @@ def _as_range(row_B: np.ndarray) -> range | np.ndarray:
 
 
 def tokenize(corpus: Corpus, tokenizer: Tokenizer, render: RenderSettings, cache: Path) -> Side:
-    """Tokenise what the cache lacks; ranks share the work through it."""
-    return Side(corpus, tokenize_corpus(corpus, tokenizer.value, render, cache, tokenizer_sha256=tokenizer.sha256))
+    """Tokenise what the cache lacks; ranks share the work through it. The side's corpus is without what was left out."""
+    tokens = tokenize_corpus(corpus, tokenizer.value, render, cache, tokenizer_sha256=tokenizer.sha256)
+    return Side(corpus.without(tokens.left_out_B) if len(tokens.left_out_B) else corpus, tokens)
 
 
 def check_fits(side: Side, tokenizer: Tokenizer, model: ModelSettings) -> None:
@@ -297,11 +321,20 @@ def check_positions(side: Side, model: ModelSettings, *, num_new: int = 0) -> No
         )
 
 
-def require_labels(target: Side, cutoff_len: int) -> None:
-    """Raise DataError if a target sample has no label left: its gradient would be undefined."""
+def with_labels(target: Side, tokenizer: Tokenizer, render: RenderSettings, cache: Path) -> Side:
+    """The target without rows that have no label, whose gradient would be undefined.
+
+    Raises DataError if their source does not say that such rows are left out.
+    """
     empty = np.flatnonzero(target.tokens.num_labels_N == 0)
-    if len(empty):
+    if not len(empty):
+        return target
+    if not all(target.corpus.may_skip(int(row)) for row in empty):
         raise DataError(
-            f"{len(empty)} of {len(target.corpus)} target rows have no answer token within render.cutoff_len={cutoff_len} "
-            f"(first: row {empty[0]}); raise render.cutoff_len or remove them"
+            f"{len(empty)} of {len(target.corpus)} target rows have no answer token within "
+            f"render.cutoff_len={render.cutoff_len} (first: row {empty[0]}); raise render.cutoff_len or remove them"
         )
+    if dist.is_main():
+        first = target.corpus.place(int(empty[0]))
+        logger.warning("%s bad rows left out of the target: no label; first: %s", f"{len(empty):,}", first)
+    return tokenize(target.corpus.without(empty), tokenizer, render, cache)

@@ -122,16 +122,18 @@ def prepare(config: ScoreConfig, cache: Path, *, overwrite: bool = False) -> Pre
     if config.target:  # small, and wrong more often than the pool: it goes first
         target_corpus = inputs.read_corpus(config.target, cache, group="subtask")
         target = inputs.tokenize(target_corpus, tokenizer, config.render, cache)
-        inputs.require_labels(target, config.render.cutoff_len)
+        target = inputs.with_labels(target, tokenizer, config.render, cache)
     corpus = inputs.read_corpus(config.data, cache, group="domain")
     if target is not None:
         corpus = inputs.drop_target_rows(corpus, target.corpus, drop=config.drop_overlap)
-    if reference is not None:
-        check_corpus(reference, corpus.fingerprint, corpus.ids_N16)
     pool = inputs.tokenize(corpus, tokenizer, config.render, cache)
     answers = None
     if any(need.kind == "loss_alone" for need in method.needs()):
-        answers = inputs.tokenize(corpus, tokenizer, replace(config.render, answer_only=True), cache)
+        answers = inputs.tokenize(pool.corpus, tokenizer, replace(config.render, answer_only=True), cache)
+        if len(answers.tokens.left_out_B):  # an answer without a header is a row of neither
+            pool = inputs.tokenize(answers.corpus, tokenizer, config.render, cache)
+    if reference is not None:
+        check_corpus(reference, pool.corpus.fingerprint, pool.corpus.ids_N16)
     if method.needs():
         for side in (pool, *([target] if target else [])):
             inputs.check_fits(side, tokenizer, config.model)

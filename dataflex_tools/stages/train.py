@@ -318,8 +318,10 @@ def _side(config: TrainConfig, plans: Plans, tokenizer: inputs.Tokenizer, cache:
     corpus = inputs.read_corpus(config.data, cache, group="domain")
     if plans.selection is not None:
         corpus = _without_dropped(corpus, plans.selection, cache)
-        check_corpus(plans.selection, corpus.fingerprint, corpus.ids_N16)
-    return inputs.tokenize(corpus, tokenizer, config.render, cache)
+    side = inputs.tokenize(corpus, tokenizer, config.render, cache)
+    if plans.selection is not None:  # the rows that were left out of the plan are left out of the side too
+        check_corpus(plans.selection, side.corpus.fingerprint, side.corpus.ids_N16)
+    return side
 
 
 def _sampler(config: TrainConfig, plans: Plans, side: inputs.Side, rows: np.ndarray) -> PlanSampler | MixtureSampler:

@@ -24,9 +24,11 @@ FORGETFUL = (
 )
 
 
-def byte_tokenizer(chat_template: str | None = CHATML, *, adds_bos: bool = False) -> PreTrainedTokenizerFast:
-    """One token per byte, with <s>, </s>, <|im_start|>, <|im_end|>."""
-    specials = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+def byte_tokenizer(
+    chat_template: str | None = CHATML, *, adds_bos: bool = False, more: tuple[str, ...] = ()
+) -> PreTrainedTokenizerFast:
+    """One token per byte, with <s>, </s>, <|im_start|>, <|im_end|> and `more` special tokens."""
+    specials = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", *more]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {token: code for code, token in enumerate(specials + alphabet)}
     backend = Tokenizer(models.BPE(vocab=vocab, merges=[]))

@@ -6,6 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from tokenizers import Regex, normalizers
 from transformers import AutoTokenizer
 
 from dataflex_tools.artifact.signal import SignalStore
@@ -17,7 +18,7 @@ from dataflex_tools.data.sources import SourceSpec
 from dataflex_tools.score.engine import measure
 from dataflex_tools.score.loss import TokenLossSignal
 from dataflex_tools.score.settings import TokenLossSignalSettings
-from tests.data.builders import byte_tokenizer, chat, write_jsonl
+from tests.data.builders import CHATML, byte_tokenizer, chat, write_jsonl
 from tests.helpers import FLOAT64
 from tests.score.builders import ROUNDING, tiny_base
 from tests.tiny import WORDS, make_model
@@ -119,9 +120,9 @@ def test_the_face_is_that_of_tokens(tmp_path):
 
 
 def test_a_block_of_one_token_documents_has_no_label_without_attention_across_them(tmp_path):
-    tokenizer = byte_tokenizer("{% for m in messages %}{% if m.role == 'assistant' %}{{ m.content }}{% endif %}{% endfor %}")
+    tokenizer = byte_tokenizer("{% for m in messages %}{{ m.content }}{% endfor %}")
     corpus = open_corpus(
-        [SourceSpec(path=str(write_jsonl(tmp_path / "a.jsonl", [chat("q", letter) for letter in "abcdef"])))],
+        [SourceSpec(path=str(write_jsonl(tmp_path / "a.jsonl", [chat("", letter) for letter in "abcdef"])))],
         tmp_path / "cache", group="domain",
     )  # fmt: skip
     blocks = pack(tmp_path, corpus, tokenizer, block_size=3, attend_across_documents=False)
@@ -155,8 +156,19 @@ def test_the_digest_follows_tokenizer_block_size_and_attention_but_not_the_split
     others = [PackSettings(block_size=512), PackSettings(attend_across_documents=False)]
     assert len({base, blocks_digest(PackSettings(), "1" * 64), *(blocks_digest(other, SHA) for other in others)}) == 4
     assert blocks_digest(PackSettings(held_out=0.1, seed=3), SHA) == base
+    assert blocks_digest(PackSettings(), SHA, "2024-07-26") != base
     # an address that changed would have every stored token loss measured again
     assert base == "89b8678d6af1bfaaf889e311f3be820c45ca99be7f01a5d234ebeb006038e511"
+
+
+def test_blocks_of_conversations_are_addressed_by_the_day_they_show(tmp_path):
+    dated = byte_tokenizer("{{ strftime_now('%Y') }}" + CHATML)
+    path = write_jsonl(tmp_path / "chat.jsonl", [chat("q", "a")])
+    chats = open_corpus([SourceSpec(path=str(path))], tmp_path / "cache", group="domain")
+    settings = {"block_size": 2}
+    assert pack(tmp_path, chats, dated, **settings).render_digest != pack(tmp_path, chats, **settings).render_digest
+    texts = corpus_of(tmp_path, a=texts_of(5))
+    assert pack(tmp_path, texts, dated, **settings).render_digest == pack(tmp_path, texts, **settings).render_digest
 
 
 def test_a_document_stays_in_its_part_when_others_come_go_or_move(tmp_path):
@@ -351,11 +363,13 @@ def test_wrong_settings_documents_and_tokenizers_are_named(tmp_path):
         pack(tmp_path, corpus, endless)
     path = write_jsonl(tmp_path / "chat.jsonl", [chat("q", "a"), chat("q", "a", "q", "b")])
     chats = open_corpus([SourceSpec(path=str(path))], tmp_path / "cache", group="domain")
-    picky = byte_tokenizer("{% if messages|length > 2 %}{{ raise_exception('too long') }}{% endif %}x")
+    picky = byte_tokenizer("{% if messages|length > 2 %}{{ raise_exception('too long') }}{% endif %}" + CHATML)
     with pytest.raises(DataError, match=r"chat.jsonl row 2: the tokenizer's chat template refuses"):
         pack(tmp_path, chats, picky)
+    mute = byte_tokenizer("{% for m in messages %}{{ m.content }}{% endfor %}")
+    mute.backend_tokenizer.normalizer = normalizers.Replace(Regex("[a-z]"), "")
     with pytest.raises(DataError, match=r"chat.jsonl row 1 gives no token at all"):
-        pack(tmp_path, chats, byte_tokenizer("{% if false %}x{% endif %}"))
+        pack(tmp_path, chats, mute)
 
 
 @pytest.fixture

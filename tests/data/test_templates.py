@@ -2,6 +2,7 @@ import pytest
 
 from dataflex_tools.core.errors import ConfigError, DataError
 from dataflex_tools.data.templates import answer_headers, render
+from tests.data import chat_templates as stock
 from tests.data.builders import CHATML, FORGETFUL, MARKED, byte_tokenizer, chat
 
 TWO_TURNS = chat("Hi", "Hello", "Bye", "Goodbye")
@@ -22,11 +23,10 @@ def test_generation_marks_decide_what_is_labelled():
     assert labelled(TWO_TURNS, byte_tokenizer(MARKED))[1] == ["Hello<|im_end|>", "Goodbye<|im_end|>"]
 
 
-def test_a_template_that_changes_earlier_turns_is_refused_for_several_turns_only():
+def test_a_template_that_changes_earlier_turns_labels_them_as_they_stand():
     tokenizer = byte_tokenizer(FORGETFUL)
     assert labelled(chat("Hi", "Hello"), tokenizer)[1] == ["<think></think>Hello<|im_end|>\n"]
-    with pytest.raises(DataError, match="renders turn 2 of 4 differently once more turns follow"):
-        render(TWO_TURNS, tokenizer, "auto")
+    assert labelled(TWO_TURNS, tokenizer)[1] == ["Hello<|im_end|>\n", "<think></think>Goodbye<|im_end|>\n"]
 
 
 @pytest.mark.parametrize(
@@ -75,6 +75,9 @@ def test_what_the_tokenizer_lacks_is_named():
         render({"text": "a"}, tokenizer, "auto")
     with pytest.raises(DataError, match="template 'plain' cannot show"):
         render({**TWO_TURNS, "tools": [{}]}, byte_tokenizer(), "plain")
+    thought = {"messages": [TWO_TURNS["messages"][0], {**TWO_TURNS["messages"][1], "reasoning_content": "hm"}]}
+    with pytest.raises(DataError, match="has reasoning_content, which template 'chatml' cannot show"):
+        render(thought, byte_tokenizer(), "chatml")
 
 
 def test_a_refusal_of_the_template_keeps_its_reason():
@@ -113,6 +116,13 @@ BARE = "{% for m in messages %}{{ '[' + m.content + ']' if m.role == 'user' else
 )
 def test_the_header_of_each_answer_is_what_stands_between_its_prompt_and_it(chat_template, template, header):
     assert headers(TWO_TURNS, byte_tokenizer(chat_template), template) == [header, header]
+
+
+def test_of_a_header_that_opens_what_past_answers_have_not_the_shared_part_is_shown():
+    # Phi-3 ends with a token of its own where no answer is asked for, R1's prompt for an answer opens a thought
+    assert headers(TWO_TURNS, byte_tokenizer(stock.PHI3)) == ["<|assistant|>\n"] * 2
+    assert headers(TWO_TURNS, byte_tokenizer(stock.R1)) == ["<|Assistant|>"] * 2
+    assert headers(TWO_TURNS, byte_tokenizer(stock.QWEN3)) == ["<|im_start|>assistant\n"] * 2
 
 
 def test_completions_and_texts_have_no_header():

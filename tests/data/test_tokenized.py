@@ -1,7 +1,9 @@
 import logging
+from datetime import datetime
 
 import numpy as np
 import pytest
+from tokenizers import Regex, normalizers, processors
 
 from dataflex_tools.core.errors import ConfigError, DataError
 from dataflex_tools.data import tokenized
@@ -10,11 +12,13 @@ from dataflex_tools.data.sources import SourceSpec
 from dataflex_tools.data.templates import render
 from dataflex_tools.data.tokenized import RenderSettings, render_digest, tokenize_corpus
 from tests.data.builders import CHATML, byte_tokenizer, chat, write_jsonl
+from tests.data.chat_templates import PHI3, QWEN3, R1
 
 SHA = "0" * 64
 
 
 def corpus_of(tmp_path, records, name="pool"):
+    tmp_path.mkdir(exist_ok=True)
     path = write_jsonl(tmp_path / f"{name}.jsonl", records)
     return open_corpus([SourceSpec(path=str(path))], tmp_path / "cache", group="domain")
 
@@ -134,10 +138,149 @@ def test_rows_without_labels_are_kept_and_counted_but_not_all_may_be(tmp_path):
 
 def test_the_digest_follows_template_cutoff_and_tokenizer():
     base = render_digest(RenderSettings(), SHA)
-    others = [RenderSettings(template="plain"), RenderSettings(cutoff_len=2047), RenderSettings(answer_only=True)]
-    assert len({base, *(render_digest(other, SHA) for other in others), render_digest(RenderSettings(), "1" * 64)}) == 5
+    others = [
+        RenderSettings(template="plain"), RenderSettings(cutoff_len=2047), RenderSettings(answer_only=True),
+        RenderSettings(mask_history=True),
+    ]  # fmt: skip
+    assert len({base, *(render_digest(other, SHA) for other in others), render_digest(RenderSettings(), "1" * 64)}) == 6
     # an address that changed would have every stored signal measured again
     assert base == "c8cdf178f34375d21f14ebb4754dfcb6536fed952676dad3eaaf6d6f5d65cebe"
+    assert render_digest(RenderSettings(), SHA, byte_tokenizer()) == base
+
+
+def test_the_digest_follows_what_else_decides_tokens():
+    base = render_digest(RenderSettings(), SHA)
+    dated = byte_tokenizer("{{ strftime_now('%Y') }}" + CHATML)
+    assert render_digest(RenderSettings(), SHA, dated) != base
+    assert render_digest(RenderSettings(template="chatml"), SHA, dated) == render_digest(
+        RenderSettings(template="chatml"), SHA
+    )
+    trims, splits = byte_tokenizer(), byte_tokenizer()
+    trims.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    splits.split_special_tokens = True
+    digests = [render_digest(RenderSettings(), SHA, tokenizer) for tokenizer in (dated, trims, splits)]
+    assert len({base, *digests}) == 4
+
+
+def test_tokens_are_the_same_on_any_day(tmp_path, monkeypatch):
+    from transformers.utils import chat_template_utils
+
+    class Tomorrow:
+        @staticmethod
+        def now():
+            return datetime(2031, 5, 17)
+
+    dated = byte_tokenizer("{{ strftime_now('%d %B %Y') }}\n" + CHATML)
+    today = tokens_of(tmp_path / "a", RECORDS, dated)
+    monkeypatch.setattr(chat_template_utils, "datetime", Tomorrow)
+    tomorrow = tokens_of(tmp_path / "b", RECORDS, dated)
+    assert today.render_digest == tomorrow.render_digest
+    np.testing.assert_array_equal(today.input_ids(0), tomorrow.input_ids(0))
+    assert byte_tokenizer().decode(today.input_ids(0)).startswith("26 July 2024\n")
+
+
+def test_mask_history_and_marks_leave_labels_to_the_answers_that_are_trained_on(tmp_path):
+    marked = chat("one", "uno", "two", "dos")
+    marked["messages"][3]["weight"] = 0
+    records = [chat("one", "uno", "two", "dos"), marked]
+
+    def labels(**settings):
+        tokens = tokens_of(tmp_path, records, **settings)
+        return [byte_tokenizer().decode(tokens.labels(row)[tokens.labels(row) != -100]) for row in range(2)]
+
+    assert labels() == ["uno<|im_end|>\ndos<|im_end|>\n", "uno<|im_end|>\n"]
+    assert labels(mask_history=True) == ["dos<|im_end|>\n", ""]
+
+
+PICKY = "{% if messages|length > 2 %}{{ raise_exception('too long') }}{% endif %}" + CHATML
+
+
+def skipping(tmp_path, records, name="pool"):
+    path = write_jsonl(tmp_path / f"{name}.jsonl", records)
+    return open_corpus([SourceSpec(path=str(path), skip_bad=True)], tmp_path / "cache", group="domain")
+
+
+def test_refused_rows_are_left_out_counted_and_named_where_the_source_may_skip_them(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(tokenized, "SHARD_ROWS", 2)
+    records = [chat("a", "b", "c", "d"), chat("e", "f"), chat("g", "h", "i", "j"), chat("k", "l"), chat("m", "n")]
+    tokenizer = byte_tokenizer(PICKY)
+    corpus = skipping(tmp_path, records)
+    for _ in range(2):  # the second time from the cache
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, logger="flextools"):
+            tokens = tokenize_corpus(corpus, tokenizer, RenderSettings(), tmp_path / "cache", tokenizer_sha256=SHA)
+        assert "2 bad rows left out, refused by the template; first:" in caplog.text
+        assert "pool.jsonl row 1: the tokenizer's chat template refuses" in caplog.text
+        assert tokens.left_out_B.tolist() == [0, 2]
+        assert tokens.counts["refused"] == 2
+        rest = corpus.without(tokens.left_out_B)
+        np.testing.assert_array_equal(tokens.ids_N16, rest.ids_N16)
+        for row in range(3):
+            assert tokenizer.decode(tokens.input_ids(row)) == render(rest.conversation(row), tokenizer, "auto")[0]
+            assert tokens.num_tokens_N[row] == len(tokens.input_ids(row))
+            assert tokens.num_labels_N[row] == (tokens.labels(row) != -100).sum()
+        with pytest.raises(IndexError):
+            tokens.input_ids(3)
+    # the same rows from a source that skips nothing: the cache does not hide the refusal
+    with pytest.raises(DataError, match=r"row 1: .* too long; or leave such rows out with --skip-bad"):
+        tokens_of(tmp_path, records, tokenizer)
+
+
+def test_every_kind_of_refusal_may_be_skipped_and_rows_of_other_sources_are_not(tmp_path):
+    tool = {"type": "function", "function": {"name": "f"}}
+    records = [
+        chat("a", "b") | {"tools": [tool]}, chat("a", "b"), chat("a", "<think>x</think>b"),
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [tool]}]},
+        {"messages": [{"role": "system", "content": "s"}, *chat("a", "c")["messages"]]},
+    ]  # fmt: skip
+    tokenizer = byte_tokenizer(
+        "{% for m in messages if m.role != 'system' %}{{ m.role + m.content.split('</think>')[-1] }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant{% endif %}"
+    )
+    arguments = (tokenizer, RenderSettings(), tmp_path / "cache")
+    tokens = tokenize_corpus(skipping(tmp_path, records), *arguments, tokenizer_sha256=SHA)
+    assert tokens.left_out_B.tolist() == [0, 2, 3, 4]
+    with pytest.raises(DataError, match=r"none of the 1 rows can be used; first: .*leaves out the record's tools"):
+        tokenize_corpus(skipping(tmp_path, records[:1], "one"), *arguments, tokenizer_sha256=SHA)
+    specs = [
+        SourceSpec(path=str(write_jsonl(tmp_path / "good.jsonl", records[1:2])), skip_bad=True),
+        SourceSpec(path=str(write_jsonl(tmp_path / "bad.jsonl", records[2:3]))),
+    ]
+    both = open_corpus(specs, tmp_path / "cache", group="domain")
+    with pytest.raises(DataError, match=r"bad.jsonl row 1: .*leaves out the reasoning"):
+        tokenize_corpus(both, *arguments, tokenizer_sha256=SHA)
+
+
+def test_a_row_without_any_token_is_refused(tmp_path):
+    mute = byte_tokenizer("{% for m in messages %}{{ m.content }}{% endfor %}")
+    mute.backend_tokenizer.normalizer = normalizers.Replace(Regex("[a-z]"), "")
+    records = [chat("a", "b"), chat("A", "B")]
+    with pytest.raises(DataError, match="pool.jsonl row 1 gives no token at all"):
+        tokens_of(tmp_path, records, mute)
+    arguments = (mute, RenderSettings(), tmp_path / "cache")
+    tokens = tokenize_corpus(skipping(tmp_path, records), *arguments, tokenizer_sha256=SHA)
+    assert tokens.left_out_B.tolist() == [0]
+    with pytest.raises(DataError, match="pool.jsonl row 1 gives no token at all"):
+        tokens_of(tmp_path, records, mute)
+
+
+def test_reasoning_that_the_template_drops_is_counted_and_logged(tmp_path, caplog):
+    records = [chat("one", "<think>hm</think>uno", "two", "dos"), chat("one", "uno")]
+    with caplog.at_level(logging.WARNING, logger="flextools"):
+        tokens = tokens_of(tmp_path, records, byte_tokenizer(QWEN3))
+    assert tokens.counts["earlier_reasoning_left_out"] == 1
+    assert "1 of 2 rows: the template leaves out the reasoning of answers" in caplog.text
+
+
+def test_answer_only_keeps_the_labels_of_templates_that_differ_at_their_end(tmp_path):
+    for number, (template, header) in enumerate([(PHI3, "<|assistant|>\n"), (R1, "<|Assistant|>")]):
+        tokenizer = byte_tokenizer(template)
+        records = [chat("one", "uno", "two", "dos")]
+        whole = tokens_of(tmp_path / f"{number}", records, tokenizer)
+        alone = tokens_of(tmp_path / f"{number}", records, tokenizer, answer_only=True)
+        labels = whole.labels(0)
+        np.testing.assert_array_equal(alone.labels(0)[alone.labels(0) != -100], labels[labels != -100])
+        assert tokenizer.decode(alone.input_ids(0)).removeprefix("<s>").startswith(f"{header}uno")
 
 
 def test_a_dropped_row_takes_its_tokens_with_it(tmp_path):
