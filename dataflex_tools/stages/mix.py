@@ -98,8 +98,7 @@ def check_settings(config: ScoreConfig, method: Any) -> None:
         check_exists(source)
     if isinstance(method, StaticMixer):
         return
-    if "label_smoothing_factor" in config.proxy.training.extra:
-        raise ConfigError("proxy.training.extra.label_smoothing_factor has no effect on a mixer's losses; leave it out")
+    _check_loop(config, method)
     check_training(config.proxy.training, world_size=dist.world_size(), where="proxy.training")
     if config.proxy.training.max_steps <= 0:
         raise ConfigError("proxy.training.max_steps is not set; say how many steps the small models are trained for")
@@ -115,6 +114,20 @@ def check_settings(config: ScoreConfig, method: Any) -> None:
         check_router(config.model)
     if config.proxy.reference_model is not None:
         model_sha256(config.proxy.reference_model)
+
+
+def _check_loop(config: ScoreConfig, method: Any) -> None:
+    """Raise ConfigError for settings that have no effect where a mixer is in the loop."""
+    extra = config.proxy.training.extra
+    if "label_smoothing_factor" in extra:
+        raise ConfigError("proxy.training.extra.label_smoothing_factor has no effect on a mixer's losses; leave it out")
+    draws = isinstance(method, OnlineMixer) and not method.weighs_loss
+    for name in sorted(extra) if draws else ():
+        if name.startswith("dataloader_"):
+            raise ConfigError(
+                f"proxy.training.extra.{name} has no effect with {config.method!r}, which draws each batch when it is due; "
+                "leave it out"
+            )
 
 
 def score_mixture(config: ScoreConfig, *, overwrite: bool = False) -> dict[str, Any]:

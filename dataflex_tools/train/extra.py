@@ -86,14 +86,12 @@ DECISIVE = frozenset(
         "full_determinism",
         "use_liger_kernel",
         "liger_kernel_config",
-        "torch_compile",
-        "torch_compile_backend",
-        "torch_compile_mode",
     }
 )
 
 _EVALUATES = "a training has no evaluation set; run `flextools evaluate` on the finished run"
 _UPLOADS = "nothing is uploaded, and a token would be kept in the manifest; upload the finished run's model folder"
+_COMPILES = "a kernel is compiled for the shapes that came before, so a killed run would not go on exactly"
 _NO_EFFECT = "it has no effect here"
 
 REFUSED = {
@@ -123,6 +121,7 @@ REFUSED = {
         ("push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push", "hub_revision"),
         _UPLOADS,
     ),
+    **dict.fromkeys(("torch_compile", "torch_compile_backend", "torch_compile_mode"), _COMPILES),
     "do_train": _NO_EFFECT,
     "do_predict": _NO_EFFECT,
     "use_cache": f"{_NO_EFFECT}: training keeps no cache of keys and values",
@@ -283,9 +282,3 @@ def _try_kernels(arguments: "TrainingArguments", where: str) -> None:
             )
         if not has_device:
             raise ConfigError(f"{where}.extra.use_liger_kernel needs an accelerator, and this machine has none")
-    if arguments.torch_compile:
-        try:
-            made = torch.compile(lambda x: x + 1, backend=arguments.torch_compile_backend, mode=arguments.torch_compile_mode)
-            made(torch.zeros(2))
-        except (RuntimeError, ValueError) as error:
-            raise ConfigError(f"{where}.extra.torch_compile cannot be used: {one_line(error)}") from None

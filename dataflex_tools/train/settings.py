@@ -193,6 +193,8 @@ def training_arguments(
     micro_batch, accumulation = micro_batches(settings, world_size, where=where)
     if settings.deepspeed is not None and not Path(settings.deepspeed).is_file():
         raise ConfigError(f"{where}.deepspeed: {settings.deepspeed} does not exist; give a DeepSpeed JSON file")
+    if "ddp_backend" in settings.extra and world_size == 1:
+        raise ConfigError(f"{where}.extra.ddp_backend has no effect on one process; start several with `torchrun`")
     import torch
     from transformers import SchedulerType, TrainingArguments
     from transformers.training_args import OptimizerNames

@@ -126,7 +126,7 @@ def warm_up_model(
         return _read_done(folder)
     ends, sampler = epoch_ends(settings.training, len(rows)), PlanSampler(rows, seed=settings.training.seed)
     work = folder / "run"
-    options = FitOptions(made_from=made_from)
+    options = FitOptions(made_from=made_from, where="warmup.training")
     try:
         trainer = build_trainer(model, tokens, sampler, settings.training, work, options=options)
         keeper = _KeepEpochs(trainer, folder, ends, Journal(work / "journal" / "taken.bin", _RATE))

@@ -52,6 +52,30 @@ def test_a_dry_run_of_train_and_evaluate_writes_nothing(project: Path) -> None:
     assert tree(project) == before
 
 
+def test_a_dry_run_of_several_evaluations_is_one_document(project: Path) -> None:
+    import json
+
+    from typer.testing import CliRunner
+
+    from dataflex_tools.cli import app
+
+    runs = [str(project / "runs" / name) for name in ("a", "b")]
+    for run in runs:
+        train(train_config(project, out=run))
+    words = ["evaluate", *runs, "--data", str(project / "heldout.jsonl"), "--dry-run"]
+    found = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
+    assert [found[run]["parts"][0]["to_do"] for run in runs] == [8, 8]
+    one = json.loads(CliRunner().invoke(app, [words[0], runs[0], *words[3:], "--json"]).stdout)
+    assert one["parts"] == found[runs[0]]["parts"]
+    text = CliRunner().invoke(app, words).stdout
+    assert all(run in text for run in runs)
+
+
+def test_what_an_adapter_is_trained_on_is_said(project: Path) -> None:
+    assert parts(estimate_train(train_config(project)))["trained"]["what"].startswith("a LoRA adapter (r=")
+    assert parts(estimate_train(train_config(project, full=True)))["trained"]["what"] == "all weights of the model"
+
+
 def test_a_dry_run_of_a_control_has_no_model_work(project: Path) -> None:
     config = {**tiny.score_config(project), "method": "random", "out": str(project / "artifacts" / "random")}
     del config["target"]

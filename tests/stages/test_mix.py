@@ -305,6 +305,12 @@ WRONG = [
     ("odm", {"proxy": PROXY, "settings": {"warmup_steps": 5, "update_every": 4}}, "multiple of update_every"),
     ("natural", {"pack": {"block_size": 16, "attend_across_documents": False}, "model": FLASH}, "FlashAttention"),
     ("regmix", {"pack": {"block_size": 16}, "proxy": PROXY}, "held_out"),
+    (
+        "odm",
+        {"proxy": {"training": tiny.mix_training(extra={"dataloader_num_workers": 1})}},
+        "draws each batch when it is due",
+    ),
+    ("odm", {"proxy": {"training": tiny.mix_training(lr_scheduler_type="greedy")}}, r"proxy\.training\.lr_scheduler_type"),
     ("doremi", {"settings": {"etta": 1.0}, "proxy": PROXY}, "did you mean 'eta'"),
     ("odm", {"proxy": {**PROXY, "reference_losses": "x"}}, "no reference"),
     ("odm", {"proxy": PROXY, "settings": {"warmup_steps": 8}}, r"warmup_steps is 8 and .* would never decide"),

@@ -149,7 +149,6 @@ def test_a_field_that_nobody_has_looked_at_is_refused(monkeypatch: pytest.Monkey
         ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "goes by an evaluation"),
         ({"extra": {"accelerator_config": {"split_batches": True}}}, "sets split_batches"),
         ({"extra": {"accelerator_config": {"gradient_accumulation_kwargs": {"num_steps": 3}}}}, "wanted a mapping"),
-        ({"extra": {"torch_compile": True, "torch_compile_backend": "abacus"}}, "torch_compile cannot be used"),
         ({"extra": {"fp16": True, "use_cpu": True}}, "fp16 needs an accelerator"),
         ({"extra": {"debug": "everything"}}, "everything"),
     ],
