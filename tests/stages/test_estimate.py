@@ -66,7 +66,7 @@ def test_a_dry_run_of_several_evaluations_is_one_document(project: Path) -> None
     found = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
     assert [found[run]["parts"][0]["to_do"] for run in runs] == [8, 8]
     one = json.loads(CliRunner().invoke(app, [words[0], runs[0], *words[3:], "--json"]).stdout)
-    assert one["parts"] == found[runs[0]]["parts"]
+    assert one["parts"][0]["what"] == found[runs[0]]["parts"][0]["what"]
     text = CliRunner().invoke(app, words).stdout
     assert all(run in text for run in runs)
 
