@@ -16,7 +16,7 @@ from dataflex_tools.stages.config import EvaluateConfig, FitConfig, ScoreConfig,
 from dataflex_tools.stages.score import Prepared, is_done, prepare
 from dataflex_tools.stages.signals import row_bytes
 from dataflex_tools.stages.warmup import rows_of
-from dataflex_tools.train.settings import num_steps
+from dataflex_tools.train.settings import fitted, num_steps
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,10 @@ def _estimate_mixture(config: ScoreConfig, *, overwrite: bool) -> Estimate:
             found = concentration(mixture.names, mixture.weight_SK[-1]).get("warning")
             parts += [{"part": "warning", "what": found, "to_do": 0}] if found else []
         todo = [] if is_there else mix.trainings(prepared)
-        training, tokens = prepared.config.proxy.training, prepared.text.train
+        tokens = prepared.text.train
+        training = fitted(prepared.config.proxy.training, len(tokens))
         speed, size = _flops_per_second(), num_parameters(config.model)
-        consumed = training.max_steps * training.global_batch_size
+        consumed = training.max_steps * (training.global_batch_size or 0)
         for title, count, passes in todo:
             # a training step is 6 flops per parameter and token, a forward pass 2
             rows = consumed if passes > 2 else min(consumed, len(tokens))
@@ -175,11 +176,12 @@ def estimate_train(config: TrainConfig) -> Estimate:
     with inputs.cache_folder(Path(config.out), is_dry=True) as cache:
         prepared = prepare_train(config, cache)
         tokens = prepared.side.tokens.num_tokens_N[prepared.rows]
-        steps = num_steps(prepared.config.training, prepared.sampler.num_rows)
+        training = fitted(prepared.config.training, prepared.sampler.num_rows)
+        steps = num_steps(training, prepared.sampler.num_rows)
         size = num_parameters(prepared.model)
         # 6 flops per parameter and token when all weights train, 4 with an adapter
         full = prepared.config.full
-        flops = (6.0 if full else 4.0) * size * float(tokens.mean()) * steps * prepared.config.training.global_batch_size
+        flops = (6.0 if full else 4.0) * size * float(tokens.mean()) * steps * (training.global_batch_size or 0)
         picked = f"{len(prepared.rows):,} of {len(prepared.side.tokens):,} samples, {int(tokens.sum()):,} tokens"
         parts: list[dict[str, Any]] = [{"part": "selection", "what": picked, "to_do": 0}]
         if (mixture := prepared.plans.mixture) is not None:
@@ -188,7 +190,7 @@ def estimate_train(config: TrainConfig) -> Estimate:
         if is_done(prepared):
             parts.append({"part": "training", "what": f"reused: {config.out}", "to_do": 0})
         else:
-            what = f"{steps:,} steps of {prepared.config.training.global_batch_size}"
+            what = f"{steps:,} steps of {training.global_batch_size}"
             parts.append({"part": "training", "what": what, "to_do": steps, "seconds": flops / _flops_per_second()})
     # weights; with all of them trained also gradients and two Adam moments
     memory = (16 if full else 4) * size

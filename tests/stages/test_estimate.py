@@ -71,6 +71,11 @@ def test_a_dry_run_of_several_evaluations_is_one_document(project: Path) -> None
     assert all(run in text for run in runs)
 
 
+def test_a_batch_size_that_is_not_given_is_estimated_as_it_is_trained(project: Path) -> None:
+    training = {"num_train_epochs": 2, "learning_rate": 1e-3}
+    assert parts(estimate_train(train_config(project, training=training)))["training"]["what"] == "8 steps of 4"
+
+
 def test_what_an_adapter_is_trained_on_is_said(project: Path) -> None:
     assert parts(estimate_train(train_config(project)))["trained"]["what"].startswith("a LoRA adapter (r=")
     assert parts(estimate_train(train_config(project, full=True)))["trained"]["what"] == "all weights of the model"
