@@ -19,6 +19,12 @@ def first_occurrences(ids_N16: np.ndarray) -> np.ndarray:
     return np.sort(first).astype(np.int64)
 
 
+def copies_of(ids_N16: np.ndarray) -> np.ndarray:
+    """The first row that holds each row's id, (N,) int64: equal rows of it are copies of one content."""
+    _, first_K, code_N = np.unique(as_keys(ids_N16), return_index=True, return_inverse=True)
+    return np.asarray(first_K[code_N], dtype=np.int64)
+
+
 def positions_of(ids_N16: np.ndarray, known_K16: np.ndarray) -> np.ndarray:
     """Where each id stands in `known_K16` (its first place), -1 where it does not, (N,) int64."""
     key_N, key_K = as_keys(ids_N16), as_keys(known_K16)

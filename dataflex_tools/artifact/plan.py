@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ from dataflex_tools.artifact.files import open_parquet, read_columns, with_metad
 from dataflex_tools.artifact.folder import check_can_be_made as check_can_be_made
 from dataflex_tools.artifact.folder import check_out as check_out
 from dataflex_tools.artifact.folder import write_folder
-from dataflex_tools.artifact.ids import as_keys
+from dataflex_tools.artifact.ids import as_keys, copies_of
 from dataflex_tools.artifact.manifest import FORMAT, check_file, facet_of, read_manifest
 from dataflex_tools.core.errors import ArtifactError
-from dataflex_tools.core.plan import Selection
+from dataflex_tools.core.plan import Budget, Selection, best_copies, select_rows
 
 # N samples of the corpus
 
@@ -67,6 +68,26 @@ class LoadedPlan:
 
     def __len__(self) -> int:
         return len(self.score_N)
+
+    @cached_property
+    def copy_of_N(self) -> np.ndarray:
+        """Of each row the first of the same content, (N,) int64."""
+        return copies_of(self.ids_N16)
+
+    @property
+    def counts_N(self) -> np.ndarray:
+        """Whether a row stands for its content in a selection: the best-scored of its copies, (N,) bool."""
+        return np.asarray(best_copies(self.score_N, self.copy_of_N) == np.arange(len(self)))
+
+    @property
+    def num_copies(self) -> int:
+        """Rows whose content stands in the pool before them."""
+        return int((self.copy_of_N != np.arange(len(self))).sum())
+
+    def pick(self, budget: Budget, num_tokens_N: np.ndarray | None = None) -> np.ndarray:
+        """The rows a budget buys, best first, (k,) int64, each content once; `num_tokens_N`: as counted now."""
+        tokens_N = self.num_tokens_N if num_tokens_N is None else num_tokens_N
+        return select_rows(self.score_N, tokens_N, budget, content_N=self.copy_of_N)
 
 
 def load_plan(folder: Path) -> LoadedPlan:

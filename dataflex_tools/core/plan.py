@@ -61,17 +61,31 @@ def stable_order(score_N: np.ndarray) -> np.ndarray:
     return np.argsort(-np.asarray(score_N, dtype=np.float64), kind="stable").astype(np.int64)
 
 
-def select_rows(score_N: np.ndarray, num_tokens_N: np.ndarray, budget: Budget) -> np.ndarray:
+def best_copies(score_N: np.ndarray, content_N: np.ndarray) -> np.ndarray:
+    """Of each row the best-scored row of the same content, ties to the lowest, (N,) int64; equal codes are one content."""
+    order = stable_order(score_N)
+    _, first_K, code_N = np.unique(np.asarray(content_N)[order], return_index=True, return_inverse=True)
+    best_N = np.empty_like(order)
+    best_N[order] = order[first_K[code_N]]
+    return best_N
+
+
+def select_rows(
+    score_N: np.ndarray, num_tokens_N: np.ndarray, budget: Budget, *, content_N: np.ndarray | None = None
+) -> np.ndarray:
     """The rows a budget buys, best first, (k,) int64.
 
     A fraction of samples takes int(fraction * N), at least one; a token budget takes rows from the best on while the
-    sum stays within it. Raises ConfigError if more is asked than rows with a finite score exist.
+    sum stays within it. With `content_N` each content is taken and counted once, by its best row, and N is the number of
+    contents. Raises ConfigError if more is asked than rows with a finite score exist.
     """
     order = stable_order(score_N)
+    if content_N is not None:
+        order = order[best_copies(score_N, content_N)[order] == order]
+    total, pool_tokens = len(order), np.asarray(num_tokens_N)[order].sum()
     order = order[np.isfinite(np.asarray(score_N)[order])]
-    total = len(score_N)
     if budget.num_tokens is not None or budget.unit == "tokens":
-        limit = budget.num_tokens or int(budget.fraction * num_tokens_N.sum())  # type: ignore[operator]
+        limit = budget.num_tokens or int(budget.fraction * pool_tokens)  # type: ignore[operator]
         if budget.num_tokens is not None and limit > num_tokens_N[order].sum():
             most = int(num_tokens_N[order].sum())
             raise ConfigError(f"budget asks for {limit:,} tokens, the pool has {most:,}; ask for at most {most:,}")
@@ -83,8 +97,9 @@ def select_rows(score_N: np.ndarray, num_tokens_N: np.ndarray, budget: Budget) -
     # int() as in LESS's write_selected_data; the epsilon keeps 0.29 * 100 at 29
     wanted = budget.num_samples or max(1, int(budget.fraction * total + 1e-9))  # type: ignore[operator]
     if wanted > len(order):
+        kind = "rows" if content_N is None else "different samples"
         raise ConfigError(
-            f"budget asks for {wanted:,} samples, {len(order):,} of {total:,} rows can be selected; ask for at most "
+            f"budget asks for {wanted:,} samples, {len(order):,} of {total:,} {kind} can be selected; ask for at most "
             f"{len(order):,}"
         )
     return np.asarray(order[:wanted])

@@ -67,12 +67,16 @@ class Need:
 
 @dataclass(frozen=True)
 class Samples:
-    """What is known of N samples without a model. `num_tokens_N`: tokens trained on per sample, prompt included."""
+    """What is known of N samples without a model. `num_tokens_N`: tokens trained on per sample, prompt included.
+
+    `copy_of_N`: of each row the first row of the same content, itself if it is that; None if no two rows are alike.
+    """
 
     num_tokens_N: np.ndarray
     has_labels_N: np.ndarray
     group_N: np.ndarray
     group_names: tuple[str, ...]
+    copy_of_N: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.num_tokens_N)

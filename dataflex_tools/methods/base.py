@@ -23,6 +23,7 @@ class Selector(ABC):
     cost: ClassVar[str]
     uses_target: ClassVar[bool] = False
     uses_reference: ClassVar[bool] = False  # imitates another artifact's scores
+    scores_copies_alike: ClassVar[bool] = False  # by design, not because their signals are equal: a control
     ranks_all_rows: ClassVar[bool] = True  # False: some rows with labels may get -inf too
 
     def __init__(self, settings: Any) -> None:

@@ -1,7 +1,8 @@
 """Random: every subset of a size is equally likely. The control that each other method has to beat.
 
 Uniform sampling without replacement; a random order, of which any budget takes the first rows.
-Departs from DataFlex's random selector, which may draw with replacement: here a row is taken at most once.
+Departs from DataFlex's random selector, which may draw with replacement: here a row is taken at most once,
+and of rows with the same content one.
 """
 
 from dataclasses import dataclass
@@ -26,8 +27,11 @@ class Random(Selector):
     Settings = RandomSettings
     paper = "control"
     cost = "none"
+    scores_copies_alike = True
 
     def select(self, signals: Signals, *, rng: np.random.Generator) -> Selection:
-        """Scores are a permutation of 0..N-1; rows without labels get -inf."""
+        """Scores are a permutation of 0..N-1; rows without labels get -inf, and copies the score of the first of them."""
         score_N = rng.permutation(len(signals.pool)).astype(np.float64)
+        if signals.pool.copy_of_N is not None:
+            score_N = score_N[signals.pool.copy_of_N]  # a sample that stands there twice is no likelier
         return Selection(np.where(signals.pool.has_labels_N, score_N, -np.inf))

@@ -11,7 +11,7 @@ import numpy as np
 
 from dataflex_tools.core.config import require
 from dataflex_tools.core.errors import ConfigError
-from dataflex_tools.core.plan import Selection
+from dataflex_tools.core.plan import Selection, best_copies
 from dataflex_tools.core.signals import Signals
 from dataflex_tools.methods.base import Selector
 
@@ -38,18 +38,22 @@ class RandomLengthMatched(Selector):
     paper = "control"
     cost = "none"
     uses_reference = True
+    scores_copies_alike = True
 
     def select(self, signals: Signals, *, rng: np.random.Generator) -> Selection:
         """Permute the reference's scores inside each length bin. Raises ConfigError without a reference."""
         if signals.reference_score_N is None:
             raise ConfigError("random_length_matched needs the artifact to imitate: --reference artifacts/less")
         score_N = np.asarray(signals.reference_score_N, dtype=np.float64).copy()
-        open_N = np.flatnonzero(signals.pool.has_labels_N & np.isfinite(score_N))
+        row_N = np.arange(len(score_N))
+        copy_of_N = signals.pool.copy_of_N
+        best_N = row_N if copy_of_N is None else best_copies(score_N, copy_of_N)  # the rows that a selection counts
+        open_N = np.flatnonzero(signals.pool.has_labels_N & np.isfinite(score_N) & (best_N == row_N))
         for bin_rows in _length_bins(signals.pool.num_tokens_N[open_N], self.settings.num_bins):
             rows = open_N[bin_rows]
             score_N[rows] = score_N[rng.permutation(rows)]
         score_N[~signals.pool.has_labels_N] = -np.inf
-        return Selection(score_N)
+        return Selection(score_N[best_N])
 
 
 def _length_bins(num_tokens_N: np.ndarray, num_bins: int) -> list[np.ndarray]:

@@ -43,7 +43,8 @@ class SemdedupSettings:
     clusters: ClusterSettings = field(default_factory=ClusterSettings)
 
     def __post_init__(self) -> None:
-        require(0 < self.eps <= 1, f"semdedup: eps is {self.eps}, wanted more than 0 and at most 1")
+        is_fit = 0 < self.eps <= 1 and 1 - self.eps < 1
+        require(is_fit, f"semdedup: eps is {self.eps}, wanted more than 0 (by 1e-15, which float64 can tell) and at most 1")
         require(self.variant in VARIANTS, f"semdedup: variant is {self.variant!r}, wanted one of {', '.join(VARIANTS)}")
         require(self.keep in KEEP, f"semdedup: keep is {self.keep!r}, wanted one of {', '.join(KEEP)}")
         size = self.rows_per_cluster

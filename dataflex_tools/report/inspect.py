@@ -9,7 +9,7 @@ import numpy as np
 from dataflex_tools.artifact.manifest import MANIFEST, facet_of, read_manifest
 from dataflex_tools.artifact.mixture import load_mixture
 from dataflex_tools.artifact.plan import LoadedPlan, load_plan
-from dataflex_tools.core.plan import Budget, select_rows, stable_order
+from dataflex_tools.core.plan import Budget, stable_order
 from dataflex_tools.report.mixtures import mixture_facts, mixture_lines, run_lines
 
 # N samples of the corpus
@@ -47,7 +47,12 @@ def summarise(folder: Path, *, text_of: TextOf | None = None, k: int = 5) -> dic
         facts["mixture"] = mixture_facts(load_mixture(folder))
     else:
         plan = load_plan(folder)
-        facts |= {"scores": _scores(plan.score_N), "domains": _domains(plan), **_extremes(plan, text_of, k)}
+        facts |= {
+            "copies": plan.num_copies,
+            "scores": _scores(plan.score_N),
+            "domains": _domains(plan),
+            **_extremes(plan, text_of, k),
+        }
     return facts
 
 
@@ -61,6 +66,8 @@ def describe(folder: Path, *, text_of: TextOf | None = None, k: int = 5) -> str:
         lines += run_lines(facts["stats"])
     lines += [f"warning    {text}" for text in facts.get("stats", {}).get("warnings", ()) if "scores" in facts]
     if "scores" in facts:
+        copies = f"copies     {facts['copies']:,} rows repeat the content of others; a selection takes each content once"
+        lines += [copies] if facts["copies"] else []
         lines += ["", *_score_lines(facts["scores"]), "", *_domain_lines(facts["domains"])]
         for title in ("best", "worst"):
             lines += ["", f"{title} rows", *map(_row_line, facts[title])] if facts[title] else []
@@ -84,8 +91,9 @@ def _scores(score_N: np.ndarray) -> dict[str, Any]:
 
 def _domains(plan: LoadedPlan) -> list[dict[str, Any]]:
     chosen = np.zeros(len(plan), dtype=bool)
-    if num_top := min(max(1, int(_TOP * len(plan))), int(np.isfinite(plan.score_N).sum())):
-        chosen[select_rows(plan.score_N, plan.num_tokens_N, Budget(num_samples=num_top))] = True
+    counts_N = plan.counts_N
+    if num_top := min(max(1, int(_TOP * counts_N.sum())), int(np.isfinite(plan.score_N[counts_N]).sum())):
+        chosen[plan.pick(Budget(num_samples=num_top))] = True
 
     def sums(weight_N: np.ndarray) -> list[float]:
         return [float(x) for x in np.bincount(plan.domain_N, weights=weight_N, minlength=len(plan.domain_names))]
@@ -110,7 +118,7 @@ def _domains(plan: LoadedPlan) -> list[dict[str, Any]]:
 
 def _extremes(plan: LoadedPlan, text_of: TextOf | None, k: int) -> dict[str, list[dict[str, Any]]]:
     order = stable_order(plan.score_N)
-    order = order[np.isfinite(plan.score_N[order])]
+    order = order[np.isfinite(plan.score_N[order]) & plan.counts_N[order]]
     num_best = min(k, len(order))
     num_worst = min(k, len(order) - num_best)  # a row is not shown twice
     chosen = {"best": order[:num_best], "worst": order[::-1][:num_worst]}

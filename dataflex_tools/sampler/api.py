@@ -16,7 +16,7 @@ import pyarrow as pa
 from torch.utils.data import Subset
 
 from dataflex_tools.artifact.plan import LoadedPlan, load_plan
-from dataflex_tools.core.plan import Budget, select_rows
+from dataflex_tools.core.plan import Budget
 from dataflex_tools.sampler.content import PlanContent
 from dataflex_tools.sampler.plan_sampler import PlanSampler
 
@@ -45,12 +45,12 @@ class PlanArtifact:
         num_tokens: int | None = None,
         unit: str = "samples",
     ) -> np.ndarray:
-        """The pool rows a budget buys, best first, (k,) int64.
+        """The pool rows a budget buys, best first, (k,) int64; of rows with the same content one is taken and counted.
 
         Raises ConfigError unless exactly one of fraction, num_samples, num_tokens is given, or if the pool has less.
         """
         budget = Budget(fraction=fraction, num_samples=num_samples, num_tokens=num_tokens, unit=unit)
-        return select_rows(self.plan.score_N, self.plan.num_tokens_N, budget)
+        return self.plan.pick(budget)
 
     def sampler(
         self,

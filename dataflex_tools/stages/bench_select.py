@@ -21,7 +21,7 @@ from dataflex_tools.core import dist
 from dataflex_tools.core.cache import cache_folder
 from dataflex_tools.core.config import apply_overrides, from_mapping, load_yaml, require, to_mapping
 from dataflex_tools.core.errors import ConfigError, did_you_mean
-from dataflex_tools.core.plan import Budget, select_rows
+from dataflex_tools.core.plan import Budget
 from dataflex_tools.core.rng import generator
 from dataflex_tools.data.sources import check_exists
 from dataflex_tools.methods import METHODS
@@ -236,15 +236,16 @@ def _check_budget(bench: Bench, plan: LoadedPlan) -> None:
     """Raise ConfigError if the plan cannot fill the budget, or its rows no batch: it would train on less than others."""
     from dataflex_tools.train.settings import num_steps
 
-    budget, is_finite_N = bench.train.budget, np.isfinite(plan.score_N)
-    limit = budget.num_tokens or int((budget.fraction or 0) * plan.num_tokens_N.sum())
+    budget, counts_N = bench.train.budget, plan.counts_N
+    is_finite_N = np.isfinite(plan.score_N) & counts_N
+    limit = budget.num_tokens or int((budget.fraction or 0) * plan.num_tokens_N[counts_N].sum())
     if (most := int(plan.num_tokens_N[is_finite_N].sum())) < limit:
         raise ConfigError(
             f"bench: {plan.folder} lets {int(is_finite_N.sum()):,} of {len(plan):,} rows be selected, {most:,} tokens, and "
             f"the budget is {limit:,}: it would train on less than the others; lower budget.{_given(budget)}, or let the "
             "method keep more"
         )
-    num_steps(bench.train.training, len(select_rows(plan.score_N, plan.num_tokens_N, budget)))
+    num_steps(bench.train.training, len(plan.pick(budget)))
 
 
 def _given(budget: Budget) -> str:
@@ -287,7 +288,8 @@ def _mean_loss(groups: Sequence[Mapping[str, Any]]) -> float | None:
 def _target_share(bench: Bench, plan: LoadedPlan) -> float | None:
     """Share of the picked rows whose domain is a target group, None if no domain of the pool is one."""
     codes = [code for code, name in enumerate(plan.domain_names) if name in bench.config.target_groups]
-    rows = select_rows(plan.score_N, plan.num_tokens_N, bench.train.budget)
+    assert bench.train.budget is not None
+    rows = plan.pick(bench.train.budget)
     return float(np.isin(plan.domain_N[rows], codes).mean()) if codes else None
 
 

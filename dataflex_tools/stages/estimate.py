@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dataflex_tools.artifact.ids import first_occurrences
 from dataflex_tools.artifact.signal import vector_columns
 from dataflex_tools.core.mixing import concentration
 from dataflex_tools.core.signals import Need
@@ -91,7 +92,9 @@ def _estimate_mixture(config: ScoreConfig, *, overwrite: bool) -> Estimate:
 def _corpus_part(side: inputs.Side, name: str) -> dict[str, Any]:
     rows, labelled = len(side.corpus), len(side.tokens.rows_with_labels())
     tokens = int(side.tokens.num_tokens_N.sum())
-    return {"part": name, "what": f"{rows:,} rows, {labelled:,} with an answer, {tokens:,} tokens", "to_do": 0}
+    copies = rows - len(first_occurrences(side.corpus.ids_N16))
+    more = f", {copies:,} of them copies of others" if copies else ""
+    return {"part": name, "what": f"{rows:,} rows{more}, {labelled:,} with an answer, {tokens:,} tokens", "to_do": 0}
 
 
 def _model_parts(prepared: Prepared) -> list[dict[str, Any]]:
@@ -183,6 +186,8 @@ def estimate_train(config: TrainConfig) -> Estimate:
         full = prepared.config.full
         flops = (6.0 if full else 4.0) * size * float(tokens.mean()) * steps * (training.global_batch_size or 0)
         picked = f"{len(prepared.rows):,} of {len(prepared.side.tokens):,} samples, {int(tokens.sum()):,} tokens"
+        if copies := prepared.body.get("copies"):
+            picked += f"; {copies:,} rows are copies of others, and a content is taken once"
         parts: list[dict[str, Any]] = [{"part": "selection", "what": picked, "to_do": 0}]
         if (mixture := prepared.plans.mixture) is not None:
             parts.append({"part": "mixture", "what": mixture_line(mixture.mixture, config.mixing.unit), "to_do": 0})

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from dataflex_tools.artifact.ids import copies_of
 from dataflex_tools.core import dist
 from dataflex_tools.core.errors import ConfigError, DataError, did_you_mean
 from dataflex_tools.core.fingerprint import digest, ids_digest
@@ -64,11 +65,13 @@ class Side:
 
     def samples(self) -> Samples:
         """What a method may know of it."""
+        copy_of_N = copies_of(self.corpus.ids_N16)
         return Samples(
             num_tokens_N=self.tokens.num_tokens_N,
             has_labels_N=self.tokens.num_labels_N > 0,
             group_N=self.tokens.group_N,
             group_names=self.tokens.group_names,
+            copy_of_N=copy_of_N if (copy_of_N != np.arange(len(copy_of_N))).any() else None,
         )
 
     def info(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dataflex_tools.artifact.ids import first_occurrences
 from dataflex_tools.artifact.manifest import MANIFEST, check_file, read_manifest, read_unchecked
 from dataflex_tools.artifact.plan import LoadedPlan, PlanRows, check_corpus, check_out, load_plan, write_plan
 from dataflex_tools.artifact.signal import vector_columns
@@ -74,13 +75,16 @@ class Prepared:
     def address(self) -> str:
         """Equal addresses give equal plans; how the work is split into batches and files is no part of it."""
         target = self.target and [self.target.corpus.fingerprint, digest(self.target.corpus.group_N.tolist())]
+        # copies of a sample were scored each by itself before
+        alike = self.method.scores_copies_alike and self.pool.samples().copy_of_N is not None
         base = [KINDS[n.kind](self.context, n, self.side_of(n), None).spec() for n in self.method.needs()]
         return digest(
             {"method": self.config.method, "settings": to_mapping(self.method.settings), "seed": self.config.seed,
              "pool": self.pool.corpus.fingerprint, "target": target, "signals": base, "warmup": self.warmup_spec,
              "model": self.model_info["sha256"], "dtype": self.config.model.dtype,
              "render": self.pool.tokens.render_digest,
-             "reference": self.reference.manifest["digest"] if self.reference else None, **self._rates(), **self._budget()}
+             "reference": self.reference.manifest["digest"] if self.reference else None,
+             **({"copies": "alike"} if alike else {}), **self._rates(), **self._budget()}
         )  # fmt: skip
 
     def _rates(self) -> dict[str, str]:
@@ -229,7 +233,7 @@ def _differing(found: Mapping[str, Any], prepared: Prepared) -> str:
         "the model's weights": found["model"]["sha256"] == prepared.model_info["sha256"],
     }
     names += [name for name, is_equal in contents.items() if not is_equal]
-    unnamed = "tokenizer, subtasks, reference, or an earlier version's weights of the warm-up's checkpoints"
+    unnamed = "tokenizer, subtasks, reference, how copies of a sample are scored, or checkpoints are weighed"
     return f"differing: {', '.join(names) or unnamed}"
 
 
@@ -341,9 +345,12 @@ def _write(
 def _stats(selection: Selection, pool: inputs.Side) -> dict[str, Any]:
     finite = selection.score_N[np.isfinite(selection.score_N)]
     quantiles = np.quantile(finite, [0, 0.25, 0.5, 0.75, 1]) if len(finite) else []
+    copies = len(pool.corpus) - len(first_occurrences(pool.corpus.ids_N16))
     return {
         "rows": len(selection.score_N),
         "selectable": len(finite),
         "score_quantiles": [float(q) for q in quantiles],
         "render_counts": dict(pool.tokens.counts),
+        **({"copies": copies} if copies else {}),
+        **({"warnings": list(selection.facts["warnings"])} if "warnings" in selection.facts else {}),
     }

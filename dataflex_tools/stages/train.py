@@ -26,7 +26,7 @@ from dataflex_tools.core.config import differences, from_mapping, to_mapping
 from dataflex_tools.core.errors import ArtifactError, ConfigError
 from dataflex_tools.core.fingerprint import digest
 from dataflex_tools.core.mixing import Mixture
-from dataflex_tools.core.plan import Budget, select_rows
+from dataflex_tools.core.plan import Budget
 from dataflex_tools.data.sources import check_exists
 from dataflex_tools.data.tokenized import RenderSettings
 from dataflex_tools.models.settings import ModelSettings
@@ -225,7 +225,7 @@ def prepare(config: TrainConfig, cache: Path) -> PreparedRun:
     plan = plans.selection
     if plan is not None and config.budget is not None and config.budget.num_tokens is None:
         # tokens are counted below: their number depends on render.cutoff_len
-        num_steps(config.training, len(select_rows(plan.score_N, plan.num_tokens_N, config.budget)))
+        num_steps(config.training, len(plan.pick(config.budget)))
     sha256 = model_sha256(config.model)
     for each in plans.all:
         _check_weights(each, config.model, sha256)
@@ -238,7 +238,7 @@ def prepare(config: TrainConfig, cache: Path) -> PreparedRun:
     inputs.check_fits(side, tokenizer, config.model)
     rows = side.tokens.rows_with_labels()
     if plan is not None and config.budget is not None:
-        rows = select_rows(plan.score_N, side.tokens.num_tokens_N, config.budget)
+        rows = plan.pick(config.budget, side.tokens.num_tokens_N)
     config = replace(config, training=_fitted(config.training, len(rows)))
     sampler = _sampler(config, plans, side, rows)
     num_steps(config.training, sampler.num_rows)
@@ -252,6 +252,8 @@ def prepare(config: TrainConfig, cache: Path) -> PreparedRun:
     if isinstance(sampler, MixtureSampler) and sampler.capped and dist.is_main():
         names = ", ".join(side.tokens.group_names[code] for code in sampler.capped)
         logger.warning("mixing.max_epochs %g caps %s; the others get what is cut off", config.mixing.max_epochs or 0, names)
+    if plan is not None and plan.num_copies:
+        body["copies"] = plan.num_copies  # before, a content was picked as often as it stood in the pool
     if plans.mixture is not None:  # a selection was made for its corpus, which was compared; a mixture fits any
         body["data"] = inputs.rows_digest(side.tokens)
     return PreparedRun(config, config.model, plans, side, tokenizer, rows, sampler, body)
@@ -354,7 +356,10 @@ def train(config: TrainConfig) -> dict[str, Any]:
             logger.info("reused: %s is finished with these settings", out)
             _remove_work(config)
         return read_manifest(out)
+    copies = prepared.body.get("copies")
     if dist.is_main():
+        if copies:
+            logger.info("%s rows of the pool repeat the content of others; each content is taken once", f"{copies:,}")
         logger.info(
             "training on %s of %s samples (%s tokens), by %s",
             f"{len(prepared.rows):,}", f"{len(prepared.side.tokens):,}",
@@ -407,7 +412,7 @@ def is_done(prepared: PreparedRun) -> bool:
         return True
     digests = [parent["digest"] for parent in found["parents"]]
     known = {"plan": digests[0] if len(digests) == 1 else digests, **{k: found.get(k) for k in ("model", "tokenizer")}}
-    known |= {"config": found["config"]} | ({"data": found["data"]} if "data" in found else {})
+    known |= {key: found[key] for key in ("config", "data", "copies") if key in found}
     raise ArtifactError(
         f"{out} holds a run with other settings (differing: {', '.join(differences(known, prepared.body))}); choose "
         "another --out"
@@ -448,7 +453,7 @@ def _write_manifest(prepared: PreparedRun, out: Path, num_steps: int) -> None:
             "parents": [{"path": str(plan.folder), "digest": plan.manifest["digest"]} for plan in prepared.plans.all],
             "files": [file_entry(out, name) for name in names],
             "config": without_code(prepared.body["config"]),
-            **({"data": prepared.body["data"]} if "data" in prepared.body else {}),
+            **{key: prepared.body[key] for key in ("data", "copies") if key in prepared.body},
             "stats": {
                 "selected_rows": len(prepared.rows),
                 "selected_tokens": int(tokens.num_tokens_N[prepared.rows].sum()),

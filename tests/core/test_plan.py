@@ -61,3 +61,34 @@ def test_a_nan_score_is_refused():
 @pytest.mark.parametrize(("fraction", "num", "count"), [(0.29, 100, 29), (0.05, 100, 5), (0.05, 99, 4), (1 / 3, 3, 1)])
 def test_a_fraction_takes_the_whole_number_below(fraction, num, count):
     assert len(select_rows(np.zeros(num), np.ones(num, int), Budget(fraction=fraction))) == count
+
+
+COPIES = np.array([0, 1, 0, 1, 4, 5])  # rows 0 and 2 are one content, 1 and 3 another
+ALIKE = np.array([0.1, 0.9, 0.2, 0.9, 0.5, -np.inf])
+
+
+@pytest.mark.parametrize(
+    ("budget", "rows"),
+    [
+        ({"num_samples": 3}, [1, 4, 2]),  # the best copy stands for its content, ties to the lowest row
+        ({"fraction": 0.5}, [1, 4]),  # of four contents
+        ({"fraction": 0.75}, [1, 4, 2]),
+        ({"num_tokens": 30}, [1, 4, 2]),
+        ({"fraction": 0.5, "unit": "tokens"}, [1, 4]),  # of 40 tokens, not of 60
+    ],
+)
+def test_each_content_is_taken_and_counted_once(budget, rows):
+    found = select_rows(ALIKE, np.full(6, 10), Budget(**budget), content_N=COPIES)
+    assert found.tolist() == rows
+
+
+def test_more_than_the_different_samples_is_refused_with_their_number():
+    with pytest.raises(ConfigError, match="asks for 4 samples, 3 of 4 different samples can be selected"):
+        select_rows(ALIKE, np.full(6, 10), Budget(num_samples=4), content_N=COPIES)
+
+
+def test_without_copies_a_pick_is_what_it_was():
+    score_N = np.random.default_rng(0).normal(size=50)
+    budget, rows = Budget(fraction=0.3), np.arange(50)
+    plain = select_rows(score_N, np.full(50, 7), budget)
+    assert select_rows(score_N, np.full(50, 7), budget, content_N=rows).tolist() == plain.tolist()

@@ -38,3 +38,21 @@ def test_one_row_and_no_row():
     assert cosine_to_earlier(np.ones((1, 3))).tolist() == [0]
     assert cosine_to_earlier(np.ones((1, 3)), limit=0.9).tolist() == [0]
     assert cosine_to_earlier(np.ones((0, 3))).tolist() == []
+
+
+@pytest.mark.parametrize("limit", [None, 1 - 1e-15, 0.999])
+@pytest.mark.parametrize("storage", [np.float16, np.float32])
+def test_equal_rows_have_a_cosine_of_one_however_they_were_rounded(limit, storage):
+    raw = np.random.default_rng(3).normal(size=(30, 24))
+    unit = (raw / np.linalg.norm(raw, axis=1, keepdims=True)).astype(storage).astype(np.float32)
+    value_JD = unit[np.random.default_rng(4).integers(0, 30, size=90)]
+    found = cosine_to_earlier(value_JD, limit=limit)
+    seen: set[bytes] = set()
+    for j, row in enumerate(value_JD):
+        assert (found[j] == 1.0) == (row.tobytes() in seen)
+        seen.add(row.tobytes())
+
+
+def test_greedily_a_copy_of_a_removed_row_is_removed_by_the_same():
+    value_JD = np.array([[1.0, 0.0], [0.9, np.sqrt(0.19)], [0.9, np.sqrt(0.19)]])
+    np.testing.assert_allclose(cosine_to_earlier(value_JD, limit=0.8), [0, 0.9, 0.9])
