@@ -549,7 +549,7 @@ def _settings(
     project = None if is_alone else find_project(Path.cwd())
     if project is not None:
         logging.getLogger("flextools").info("settings from %s", os.path.relpath(project.path))
-        values = laid_over(project.settings(stage, values.get("method")), values)
+        values = laid_over(project.settings(stage, values), values)
         project.check_inputs(values)
     if skip_bad:
         from dataflex_tools.stages.config import with_skip_bad

@@ -45,20 +45,21 @@ class Project:
     path: Path
     sections: Mapping[str, Any]
 
-    def settings(self, stage: str, method: str | None = None) -> dict[str, Any]:
-        """What it says of a stage, of `method` in particular; paths are relative to the current folder.
+    def settings(self, stage: str, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """What it says of a stage beside what is `given`, of its method in particular; paths from the current folder.
 
         What a stage as a whole is told and this method has no use for (a target, say) is left out: a project serves
         many methods. Raises ConfigError for a method that does not exist.
         """
+        given = given or {}
         known = {item.name for item in fields(STAGES[stage])}
         common = {key: value for key, value in self._section("common").items() if key in known}
         if stage != "score":  # evaluation data is never the training data by default
             common = {key: value for key, value in common.items() if key not in _OF_THE_PLAN}
         values = laid_over(common, self._section(stage))
-        name = method or values.get("method")
+        name = given.get("method") or values.get("method")
         if stage == "score" and name is not None:
-            values = _of_use(values, str(name))
+            values = _of_use({**values, **given}, values, str(name))
             values = laid_over(values, self._section("methods").get(name, {}))
         return rebased(values, self.path.parent)
 
@@ -108,14 +109,20 @@ def _checked(path: Path, sections: Mapping[str, Any]) -> Mapping[str, Any]:
     return sections
 
 
-def _of_use(values: Mapping[str, Any], method: str) -> dict[str, Any]:
-    """`values` without what has no use for this kind of method."""
+_OF_SELECTORS = {"target", "reference", "drop_overlap", "reward_gradient", "budget", "warmup", "gradient", "loss"}
+_OF_SELECTORS |= {"token_loss", "embedding", "zeroth"}
+_OF_MIXERS = {"pack", "proxy"}
+
+
+def _of_use(all_values: Mapping[str, Any], values: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """`values` without what has no use for this kind of method, as `all_values` has it set up."""
     cls = METHODS.find(method)
     if cls.kind == "mixer":
-        unused = {"target", "reference", "drop_overlap", "reward_gradient"}
+        unused = set(_OF_SELECTORS)
+        unused |= {"render"} if all_values.get("pack") else set()  # which takes documents whole
     else:
-        unused = {"pack", "proxy"}
-        unused |= set() if cls.uses_target or values.get("drop_overlap") else {"target"}
+        unused = set(_OF_MIXERS)
+        unused |= set() if cls.uses_target or all_values.get("drop_overlap") else {"target"}
         unused |= set() if cls.uses_reference else {"reference"}
     return {key: value for key, value in values.items() if key not in unused}
 

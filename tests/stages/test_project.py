@@ -77,9 +77,11 @@ def test_a_method_takes_its_own_settings_and_leaves_out_what_it_has_no_use_for(h
     assert read_manifest(Path("artifacts/random"))["config"]["target"] == []
     project = find_project(home)
     assert project is not None
-    assert project.settings("score", "loss")["render"] == {"cutoff_len": 32}
-    assert project.settings("score", "less")["render"] == {"cutoff_len": 64}
+    assert project.settings("score", {"method": "loss"})["render"] == {"cutoff_len": 32}
+    assert project.settings("score", {"method": "less"})["render"] == {"cutoff_len": 64}
     assert "model" not in project.settings("train")  # the artifact's own
+    packed = project.settings("score", {"method": "natural", "pack": {"block_size": 8}})
+    assert set(packed) == {"model", "data"}
 
 
 def test_paths_are_relative_to_the_file_wherever_one_stands(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +89,7 @@ def test_paths_are_relative_to_the_file_wherever_one_stands(home: Path, monkeypa
     monkeypatch.chdir(home / "below" / "deep")
     found = find_project(Path.cwd())
     assert found is not None
-    values = found.settings("score", "less")
+    values = found.settings("score", {"method": "less"})
     assert values["model"]["path"] == os.path.join("..", "..", "model")
     assert [item["path"] for item in values["data"]] == [os.path.join("..", "..", "pool.jsonl")]
     call(*SCORE, "--out", "../../artifacts/less")
