@@ -15,7 +15,7 @@ import typer
 
 from dataflex_tools.core import dist
 from dataflex_tools.core.config import apply_overrides, load_yaml, require
-from dataflex_tools.core.errors import ArtifactError, FlextoolsError
+from dataflex_tools.core.errors import ArtifactError, ConfigError, FlextoolsError, one_line
 
 app = typer.Typer(
     help="Data-centric training of language models in two phases: score data once, store it, train many times.",
@@ -509,9 +509,15 @@ def methods(as_json: Json = False) -> None:
     from dataflex_tools.methods.base import OnlineMixer, Selector, SwarmMixer
     from dataflex_tools.report.tables import methods_table
 
-    rows = []
+    rows, faults = [], METHODS.faults()
+    broken = {point.partition(" ")[0] for point in faults}
     for name in METHODS.names():
-        cls = METHODS.find(name)
+        try:
+            cls = METHODS.find(name)
+        except ConfigError:
+            if name not in broken:
+                raise
+            continue  # named below
         needs, observes = set(), []
         if issubclass(cls, Selector):
             needs = {f"{need.kind} ({need.side})" for need in cls(cls.Settings()).needs()}
@@ -522,6 +528,8 @@ def methods(as_json: Json = False) -> None:
         own = {"name": name, "kind": cls.kind, "signals": sorted(needs), "observes": observes}
         rows.append({**own, "cost": cls.cost, "paper": cls.paper})
     typer.echo(json.dumps(rows) if as_json else methods_table(rows))
+    for fault in faults.values():
+        typer.echo(f"not usable: {fault}", err=True)
 
 
 def _settings(
@@ -602,6 +610,8 @@ _RANK_0_FIRST = 3.0  # seconds
 # typer has the class of all wrong options, but no public name for it
 _WrongOption = typer.BadParameter.__mro__[2]
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_TOO_LARGE = ("File too large", "os error 27")
+_NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "Cannot allocate memory")
 _FULL = ("No space left", "os error 28", "PytorchStreamWriter failed writing", "unexpected pos", "iostream error")
 _NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT, errno.EEXIST, errno.ENAMETOOLONG)
 
@@ -635,16 +645,18 @@ def main() -> None:
 def _wrong_machine(error: Exception) -> str:
     """What the machine refused, "" if it is something else; writers in Rust and C++ have their own types for it."""
     text = " ".join(str(error).split())
-    if isinstance(error, MemoryError):
-        more = f" ({text[:200]})" if text else ""
-        hint = "use a machine with more, or give it less at once: shorter records, smaller batches"
-        return f"out of memory{more}; {hint}"
-    if isinstance(error, OSError) and error.errno == errno.EFBIG:
-        found = "a file would be larger than the file system or `ulimit -f` allows"
-        return f"{found}; raise the limit or write elsewhere, and run the same command again"
     is_full = isinstance(error, OSError) and error.errno in _NO_SPACE
     if is_full or any(mark in text for mark in _FULL):
         return "no space left on the disk; free some and run the same command again: it goes on with what is finished"
+    if (isinstance(error, OSError) and error.errno == errno.EFBIG) or any(mark in text for mark in _TOO_LARGE):
+        return "a file would be larger than the system allows (see `ulimit -f`, or the file system's limit); write elsewhere"
+    is_memory = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+    if is_memory or (isinstance(error, RuntimeError) and any(mark in text for mark in _NO_MEMORY)):
+        detail = f" ({one_line(error)})" if text else ""
+        return f"not enough memory{detail}; take a smaller model, batch or token budget, or a machine with more"
+    if isinstance(error, UnicodeEncodeError):
+        char = ascii(error.object[error.start : error.start + 1])
+        return f"text with {char} cannot be written as {error.encoding}; it is damaged, in the artifact or in the data"
     if isinstance(error, OSError) and error.errno in _NO_ACCESS and error.filename is not None:
         return f"{error.filename}: {error.strerror}; check the path and its permissions"
     return ""

@@ -13,9 +13,10 @@ from typing import Any, TypeGuard, TypeVar
 
 import yaml
 
-from dataflex_tools.core.errors import ConfigError, did_you_mean
+from dataflex_tools.core.errors import ConfigError, aliases, did_you_mean
 
 T = TypeVar("T")
+_SHOWN_PATHS = 4  # places of a key in one line
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
@@ -177,11 +178,34 @@ def check_keys(cls: type, values: Mapping[str, Any], *, where: str) -> None:
     known = [field.name for field in dataclasses.fields(cls) if field.init]  # type: ignore[arg-type]
     for key, value in values.items():
         if key not in known:
-            raise ConfigError(f"{where} has no setting {key!r}; {did_you_mean(str(key), known)}")
+            raise ConfigError(f"{where} has no setting {key!r}; {_meant(cls, str(key), value, known)}")
         for inner in _dataclasses_in(hints[key]):
             for item in value if isinstance(value, list | tuple) else [value]:
                 if isinstance(item, Mapping):
                     check_keys(inner, item, where=f"{where}: {key}")
+
+
+def _meant(cls: type, key: str, value: Any, known: Sequence[str]) -> str:
+    """A hint for an unknown key: a name of this class, or where deeper in it the key has a place."""
+    names = (key, *aliases(key))
+    if not set(names) & set(known) and (paths := _paths_to(cls, names)):
+        rest = ""
+        while isinstance(value, Mapping) and len(value) == 1:
+            ((inner, value),) = value.items()
+            rest += f".{inner}"
+        return f"did you mean {' or '.join(repr(path + rest) for path in paths)}?"
+    return did_you_mean(key, known)
+
+
+def _paths_to(cls: type, names: Sequence[str]) -> list[str]:
+    """Dotted paths of the fields with one of these names in the dataclasses inside `cls`; the shallowest of each branch."""
+    found = []
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        for inner in _dataclasses_in(hints[field.name]):
+            own = [item.name for item in dataclasses.fields(inner) if item.name in names]
+            found += [f"{field.name}.{path}" for path in own or _paths_to(inner, names)]
+    return list(dict.fromkeys(found))[:_SHOWN_PATHS]
 
 
 def _dataclasses_in(hint: Any) -> list[type]:

@@ -23,13 +23,51 @@ class ArtifactError(FlextoolsError):
 
 
 _SHOWN = 24  # names in one line
+_NEAR = 0.65  # likeness from which on a name may be meant
+_SHORTEST = 3  # letters of a name's beginning that say which is meant
+# what other tools call a setting, by their name; written without _ and -
+_ALIASES = {
+    "lr": ("learning_rate",),
+    "learningrate": ("learning_rate",),
+    "epochs": ("num_train_epochs",),
+    "numepochs": ("num_train_epochs",),
+    "steps": ("max_steps",),
+    "numsteps": ("max_steps",),
+    "bs": ("global_batch_size",),
+    "batchsize": ("global_batch_size", "per_device_train_batch_size"),
+    "trainbatchsize": ("global_batch_size", "per_device_train_batch_size"),
+    "wd": ("weight_decay",),
+    "scheduler": ("lr_scheduler_type",),
+    "warmupsteps": ("warmup_ratio",),
+    "optimizer": ("optim",),
+    "gradclip": ("max_grad_norm",),
+    "clip": ("max_grad_norm",),
+    "randomseed": ("seed",),
+    "rank": ("r",),
+    "lorar": ("r",),
+    "lorarank": ("r",),
+    "loraalpha": ("alpha",),
+    "maxlength": ("cutoff_len",),
+    "maxseqlength": ("cutoff_len",),
+    "maxlen": ("cutoff_len",),
+    "modelnameorpath": ("path",),
+    "modelname": ("path",),
+    "dataset": ("data",),
+    "outputdir": ("out",),
+}
+
+
+def aliases(name: str) -> tuple[str, ...]:
+    """Our names of what other tools call `name`, none if it is not known."""
+    return _ALIASES.get(name.lower().replace("_", "").replace("-", ""), ())
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A hint that ends an error line: the nearest known name, else all of them."""
+    """A hint that ends an error line: the name that is meant, if one is near, else all of them."""
     known = sorted(known)
-    begun = sorted((item for item in known if name and item.startswith(name)), key=len)
-    near = begun or get_close_matches(name, known, n=1, cutoff=0.5)
+    meant = [item for item in aliases(name) if item in known]
+    begun = sorted((item for item in known if len(name) >= _SHORTEST and item.startswith(name)), key=len)
+    near = meant or begun or get_close_matches(name, known, n=1, cutoff=_NEAR)
     if near:
         return f"did you mean {near[0]!r}?"
     more = f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""

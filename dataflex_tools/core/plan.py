@@ -97,7 +97,7 @@ def select_rows(
     # int() as in LESS's write_selected_data; the epsilon keeps 0.29 * 100 at 29
     wanted = budget.num_samples or max(1, int(budget.fraction * total + 1e-9))  # type: ignore[operator]
     if wanted > len(order):
-        kind = "rows" if content_N is None else "different samples"
+        kind = "rows" if total == len(score_N) else "different samples"
         raise ConfigError(
             f"budget asks for {wanted:,} samples, {len(order):,} of {total:,} {kind} can be selected; ask for at most "
             f"{len(order):,}"

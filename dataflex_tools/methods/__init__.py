@@ -2,4 +2,4 @@
 
 from dataflex_tools.core.registry import Registry
 
-METHODS = Registry("method", "dataflex_tools.methods", "flextools.methods")
+METHODS = Registry("method", "dataflex_tools.methods", "flextools.methods", bases=("Selector", "Mixer"))

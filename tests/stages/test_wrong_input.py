@@ -741,9 +741,9 @@ def test_a_full_disk_is_one_line_and_the_command_can_go_on(
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (OSError(errno.EFBIG, "File too large"), "a file would be larger than the file system or `ulimit -f` allows"),
-        (MemoryError(), "out of memory; use a machine with more"),
-        (pa.ArrowMemoryError("malloc of size 8 failed"), r"out of memory (malloc of size 8 failed); use"),
+        (OSError(errno.EFBIG, "File too large"), "a file would be larger than the system allows"),
+        (MemoryError(), "not enough memory; take a smaller model"),
+        (pa.ArrowMemoryError("malloc of size 8 failed"), "not enough memory (malloc of size 8 failed)"),
     ],
 )
 def test_what_the_machine_cannot_hold_while_reading_is_one_line_and_leaves_nothing(
@@ -767,6 +767,67 @@ def test_bytes_that_are_no_text_are_refused_in_any_setting(refuse: Any) -> None:
     base = ["score", "--method", "random", "--model", "model", "--data", "heldout.jsonl"]
     refuse("score: out holds .* not text in UTF-8", *base, "--out", f"artifacts/{odd}")
     refuse("is not text in UTF-8", *base[:5], "--data", f"{odd}=heldout.jsonl", "--out", "artifacts/r")
+
+
+TORCH_MEMORY = RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried ...")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.EFBIG, "File too large", "artifacts/x"), "a file would be larger than the system allows"),
+        (Exception("IoError: File too large (os error 27)"), "a file would be larger than the system allows"),
+        (MemoryError(), "not enough memory; take a smaller model"),
+        (MemoryError("Unable to allocate 7.45 TiB for an array"), "not enough memory (Unable to allocate 7.45 TiB"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "not enough memory"),
+        (TORCH_MEMORY, "not enough memory"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "not enough memory (CUDA out of memory"),
+        (UnicodeEncodeError("utf-8", "a\ud800", 1, 2, "surrogates not allowed"), r"text with '\ud800' cannot be written"),
+    ],
+)
+@pytest.mark.parametrize(
+    "argv", [("inspect", "artifacts/less"), ("methods",), ("compare", "artifacts/less", "artifacts/less")]
+)
+def test_what_the_machine_refuses_is_one_line_in_any_command(
+    run: Any, monkeypatch: pytest.MonkeyPatch, argv: tuple[str, ...], error: Exception, said: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    for name in ("inspect.describe", "tables.methods_table", "compare.compare"):
+        monkeypatch.setattr(f"dataflex_tools.report.{name}", fail)
+    result = run(*argv)
+    assert said in result.error
+    assert (result.code, result.changed) == (2, [])
+
+
+def test_half_a_character_in_a_manifest_is_one_line(run: Any) -> None:
+    path = Path("artifacts/less/manifest.json")
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "licence": "\ud800"}))
+    for argv in (("inspect", "artifacts/less"), ("verify", "artifacts/less"), HALF):
+        result = run(*argv)
+        assert result.code in (1, 2)
+        assert "Traceback" not in result.err
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ([*HALF, "--set", "training.lr=1e-4"], "did you mean 'learning_rate'?"),
+        ([*HALF, "--set", "training.epochs=1"], "did you mean 'num_train_epochs'?"),
+        ([*HALF, "--set", "training.batch_size=1"], "did you mean 'global_batch_size'?"),
+        ([*HALF, "--set", "lr=1e-4"], "did you mean 'training.learning_rate'?"),
+        ([*SCORE, "--set", "training.learning_rate=1e-4"],
+         "did you mean 'warmup.training.learning_rate' or 'proxy.training.learning_rate'?"),
+        ([*SCORE, "--set", "lr=1e-4"], "did you mean 'warmup.training.learning_rate' or 'proxy.training.learning_rate'?"),
+        ([*SCORE, "--set", "lora.r=4"], "did you mean 'model.lora.r'"),
+        ([*SCORE, "--set", "gradient.quux=4"], "gradient has no setting 'quux'; known: adam, dim"),
+        ([*SCORE, "--set", "gradient.sed=4"], "did you mean 'seed'?"),
+    ],
+)  # fmt: skip
+def test_a_hint_names_what_is_meant_or_nothing(run: Any, argv: list[str], said: str) -> None:
+    assert said in run(*argv).error
 
 
 def test_a_full_disk_in_the_warm_up_leaves_no_half_written_checkpoint(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
