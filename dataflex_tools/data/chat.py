@@ -75,7 +75,7 @@ def render_chat(messages: Sequence[Turn], tools: Any, tokenizer: Any) -> Renderi
     chat = _with_shown_calls(_Chat(list(messages), tools, tokenizer))
     lost_reasoning = chat.check_shown()
     answers = chat.answers()
-    if re.search(r"\{%-?\s*generation\b", chat.source):
+    if _marks_answers(chat.source):
         spans = chat.generated()
         return Rendering(chat.text, spans, answers if len(spans) == len(answers) else None, lost_reasoning)
     return Rendering(chat.text, [chat.span(index) for index in answers], answers, lost_reasoning)
@@ -90,8 +90,12 @@ def chat_text(messages: Sequence[Turn], tools: Any, tokenizer: Any) -> str:
 
 def answer_header(messages: Sequence[Turn], tools: Any, tokenizer: Any) -> str:
     """What the template adds to ask for the first answer. Raises DataError if it cannot be told from the turn before."""
-    chat = _Chat(list(messages), tools, tokenizer)
-    return chat.prompt_after(chat.answers()[0])
+    return _Chat(list(messages), tools, tokenizer).prompt
+
+
+@lru_cache(maxsize=8)
+def _marks_answers(source: str) -> bool:
+    return re.search(r"\{%-?\s*generation\b", source) is not None
 
 
 @lru_cache(maxsize=8)
@@ -301,15 +305,17 @@ class _Chat:
         """What ends the answer where another is asked for after it: a last turn may end in something else."""
         try:
             asked = self._rendered(index + 1, asks=True)
-            prompt = self.prompt_after(index)
+            prompt = self.prompt
         except DataError:
             return None  # this template takes no two answers in a row
         places = asked.last(index, asked)
         ending = asked.text[places[0] :] if places is not None else ""
         return ending.removesuffix(prompt) if prompt and ending.endswith(prompt) else None
 
-    def prompt_after(self, end: int) -> str:
-        """What the template adds to the first `end` turns to ask for an answer."""
+    @cached_property
+    def prompt(self) -> str:
+        """What the template adds to ask for the first answer."""
+        end = self.answers()[0]
         before, after = (self._apply(self._turns[:end], self.tools, add_generation_prompt=asks) for asks in (False, True))
         shared = len(before) if after.startswith(before) else self._shared(after, before)
         if shared is None:

@@ -198,7 +198,8 @@ def _refusal(corpus: Corpus, row: int, tokenizer: Any, render: RenderSettings) -
 
 
 def _shard_name(address: str, ids_S16: np.ndarray) -> str:
-    return hashlib.sha256(address.encode() + np.ascontiguousarray(ids_S16).tobytes()).hexdigest()
+    # shards of before version 2 may hold rows that are refused now: they are made again, under the same address
+    return hashlib.sha256(f"{address}/2".encode() + np.ascontiguousarray(ids_S16).tobytes()).hexdigest()
 
 
 def _write_missing(paths: list[Path], corpus: Corpus, tokenizer: Any, render: RenderSettings) -> None:
