@@ -262,9 +262,22 @@ def recorded(config: ScoreConfig | TrainConfig | FitConfig) -> dict[str, Any]:
     # newer keys are named only where set: what was recorded before they existed keeps its address
     newer = _NEWER.get(stage, ())
     unset = [item.name for item in fields(config) if item.name in newer and getattr(config, item.name) == _default(item)]
-    return {"stage": stage, **{key: value for key, value in to_mapping(config).items() if key not in ("out", *unset)}}
+    values = {key: value for key, value in to_mapping(config).items() if key not in ("out", *unset)}
+    for key, names in (("render", ("mask_history",)), ("data", _NEWER_OF_SOURCES), ("target", _NEWER_OF_SOURCES)):
+        values |= {key: _without_unset(values[key], names)} if values.get(key) else {}
+    return {"stage": stage, **values}
 
 
+def _without_unset(value: Any, names: Sequence[str]) -> Any:
+    """A mapping, or each of a list, without these keys where they say nothing."""
+    if isinstance(value, list):
+        return [_without_unset(item, names) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    return {key: item for key, item in value.items() if key not in names or item}
+
+
+_NEWER_OF_SOURCES = ("leave_out", "lines")
 _NEWER = {"score": ("pack", "proxy", "budget"), "train": ("pack", "mixing")}
 
 

@@ -53,7 +53,8 @@ class Tokenizer:
 
     def info(self, render: RenderSettings) -> dict[str, Any]:
         """The `tokenizer` entry of a manifest."""
-        return {"sha256": self.sha256, "template": render.template, "cutoff_len": render.cutoff_len}
+        masked = {"mask_history": True} if render.mask_history else {}
+        return {"sha256": self.sha256, "template": render.template, "cutoff_len": render.cutoff_len, **masked}
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ from dataflex_tools.data.corpus import open_corpus
 from dataflex_tools.data.sources import SourceSpec
 from dataflex_tools.data.tokenized import RenderSettings, tokenize_corpus
 from dataflex_tools.score.prompts import Prompts
-from tests.data.builders import alpaca, byte_tokenizer, chat, write_jsonl
+from tests.data.builders import CHATML, alpaca, byte_tokenizer, chat, write_jsonl
 
 
-def prompts_of(tmp_path, record, *, template="auto", cutoff_len=500, tokenizer=None):
+def prompts_of(tmp_path, record, *, template="auto", cutoff_len=500, tokenizer=None, mask_history=False):
     tokenizer = tokenizer or byte_tokenizer()
     corpus = open_corpus([SourceSpec(path=str(write_jsonl(tmp_path / "t.jsonl", [record])))], tmp_path, group="subtask")
-    render = RenderSettings(template=template, cutoff_len=cutoff_len)
+    render = RenderSettings(template=template, cutoff_len=cutoff_len, mask_history=mask_history)
     tokens = tokenize_corpus(corpus, tokenizer, render, tmp_path, tokenizer_sha256="ab" * 32)
     return Prompts(corpus, tokens, tokenizer)
 
@@ -35,6 +35,25 @@ def test_of_several_answers_the_last_is_asked_for(tmp_path):
     assert text_of(prompts).endswith("<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n")
     assert [turn["content"] for turn in prompts[0].messages] == ["a", "b", "c"]
     assert prompts[0].reference == "d"
+
+
+def test_the_last_answer_that_is_trained_on_is_asked_for(tmp_path):
+    record = chat("a", "b", "c", "d", "e", "f")
+    record["messages"][1]["weight"] = record["messages"][5]["weight"] = 0
+    prompts = prompts_of(tmp_path, record)
+    assert [turn["content"] for turn in prompts[0].messages] == ["a", "b", "c"]
+    assert prompts[0].reference == "d"
+    prompts = prompts_of(tmp_path, chat("a", "b", "c", "d"), mask_history=True)
+    assert [turn["content"] for turn in prompts[0].messages] == ["a", "b", "c"]
+    assert prompts[0].reference == "d"
+
+
+def test_a_tool_call_is_no_text_to_compare(tmp_path):
+    call = {"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": {}}]}
+    shows = CHATML.replace("{{ m.content }}", "{{ m.content }}{% for c in m.tool_calls or [] %}{{ c | tojson }}{% endfor %}")
+    prompts = prompts_of(tmp_path, {"messages": [chat("a")["messages"][0], call]}, tokenizer=byte_tokenizer(shows))
+    with pytest.raises(DataError, match="is answered with a tool call, and rewards compare texts"):
+        prompts[0]
 
 
 def test_a_row_that_lost_its_last_answer_asks_for_the_one_before(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from dataflex_tools.artifact.manifest import read_manifest, verify_artifact
 from dataflex_tools.artifact.plan import load_plan
-from dataflex_tools.core.errors import ArtifactError, ConfigError
+from dataflex_tools.core.errors import ArtifactError, ConfigError, DataError
 from dataflex_tools.stages.config import build
 from dataflex_tools.stages.score import score
 from tests import tiny
@@ -177,3 +177,24 @@ def _without_rows_outside_the_warmup(project: Path, count: int) -> int:
     kept = [line for i, line in enumerate(lines) if i not in removed]
     (project / "pool.jsonl").write_text("\n".join(kept) + "\n")
     return len(kept)
+
+
+def test_target_rows_without_a_label_are_left_out_where_they_may_be(project: Path) -> None:
+    asked = {"role": "user", "content": "red"}
+    answered = {"role": "assistant", "content": "blue"}
+    records = [{"messages": [asked, answered, asked, {**answered, "weight": 0}]}, {"messages": [asked, answered]}]
+    target = tiny.write_jsonl(project / "marked.jsonl", records)
+    changes = {"render": {"cutoff_len": 64, "mask_history": True}, "method": "near", "warmup": {}, "gradient": {}}
+    with pytest.raises(DataError, match="1 of 2 target rows have no answer token"):
+        scored_with(project, target=[str(target)], out=str(project / "artifacts" / "near"), **changes)
+    spec = {"path": str(target), "skip_bad": True}
+    manifest = scored_with(project, target=[spec], out=str(project / "artifacts" / "near"), **changes)
+    assert manifest["config"]["render"]["mask_history"]
+    assert manifest["tokenizer"]["mask_history"]
+
+
+def test_a_setting_that_is_off_is_not_recorded(project: Path) -> None:
+    # what was recorded before it existed keeps its address
+    manifest = read_manifest(project / "artifacts" / "less")
+    assert "mask_history" not in manifest["config"]["render"]
+    assert "mask_history" not in manifest["tokenizer"]

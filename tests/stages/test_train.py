@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from dataflex_tools.artifact.manifest import read_manifest, verify_artifact
-from dataflex_tools.core.errors import ArtifactError
+from dataflex_tools.core.errors import ArtifactError, DataError
 from dataflex_tools.stages.config import build
 from dataflex_tools.stages.evaluate import evaluate
 from dataflex_tools.stages.score import score
@@ -92,6 +92,31 @@ def test_training_follows_a_plan_without_its_target_rows(project: Path) -> None:
     less = pq.read_table(project / "artifacts" / "less" / "scores.parquet")  # all rows, in the order of the file
     left_out = {less["sample_id"][i].as_py() for i in (0, 3, 40)}
     assert not left_out & set(ledger["sample_id"].to_pylist())
+
+
+def test_rows_that_the_template_refuses_are_left_out_of_plan_training_and_evaluation(project: Path) -> None:
+    template = project / "model" / "chat_template.jinja"
+    refuses = "{% if messages[0].role == 'system' %}{{ raise_exception('no system turns') }}{% endif %}"
+    template.write_text(refuses + template.read_text())
+    for name in ("pool", "target", "heldout"):
+        lines = (project / f"{name}.jsonl").read_text().splitlines(keepends=True)
+        bad = json.dumps({**json.loads(lines[1]), "system": "red"}) + "\n"
+        (project / f"{name}.jsonl").write_text("".join([bad, lines[0], bad, *lines[1:]]))
+
+    def source(name: str) -> list[dict[str, object]]:
+        return [{"path": str(project / f"{name}.jsonl"), "skip_bad": True}]
+
+    out = str(project / "artifacts" / "zeroth")
+    changes = {"method": "random", "data": source("pool"), "target": source("target"), "drop_overlap": True}
+    with pytest.raises(DataError, match=r"row 1: .*no system turns; or leave such rows out with --skip-bad"):
+        score(build("score", tiny.score_config(project, out=out, **{**changes, "data": [str(project / "pool.jsonl")]})))
+    manifest = score(build("score", tiny.score_config(project, out=out, **changes)))
+    assert manifest["corpus"]["rows"] == 60
+    assert manifest["stats"]["render_counts"]["refused"] == 2
+    trained = train(train_config(project, artifacts=[out], budget={"fraction": 1.0}))
+    assert trained["stats"]["selected_rows"] == 60
+    evaluation = {"run": str(project / "runs" / "less"), "data": source("heldout")}
+    assert np.isfinite(evaluate(build("evaluate", evaluation))["macro_loss"])
 
 
 def test_full_training_changes_all_weights_and_is_evaluated_as_it_is(project: Path) -> None:
