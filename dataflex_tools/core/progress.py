@@ -8,6 +8,7 @@ from types import TracebackType
 from tqdm import tqdm
 
 from dataflex_tools.core import dist
+from dataflex_tools.core.printable import printable
 
 logger = logging.getLogger("flextools")
 
@@ -30,11 +31,11 @@ class Progress:
     """
 
     def __init__(self, title: str, total: int, *, done: int = 0) -> None:
-        self.title, self.num_samples, self.num_tokens = title, 0, 0
+        self.title, self.num_samples, self.num_tokens = printable(title), 0, 0
         self._start = self._said = time.perf_counter()
         self._total = total - done
         quiet = not dist.is_main() or not sys.stderr.isatty()
-        self._bar = tqdm(total=total, initial=done, desc=title, unit=" samples", disable=quiet, leave=False)
+        self._bar = tqdm(total=total, initial=done, desc=self.title, unit=" samples", disable=quiet, leave=False)
 
     def advance(self, num_samples: int, num_tokens: int = 0) -> None:
         """Count finished samples and their tokens."""
