@@ -16,6 +16,7 @@ import typer
 from dataflex_tools.core import dist
 from dataflex_tools.core.config import apply_overrides, load_yaml, require
 from dataflex_tools.core.errors import ArtifactError, ConfigError, FlextoolsError, one_line
+from dataflex_tools.core.printable import PrintableFormatter, printable
 
 app = typer.Typer(
     help="Data-centric training of language models in two phases: score data once, store it, train many times.",
@@ -34,7 +35,7 @@ def _version(is_asked: bool) -> None:
     if is_asked:
         from importlib.metadata import version
 
-        typer.echo(f"flextools {version('flextools')}")
+        _echo(f"flextools {version('flextools')}")
         raise typer.Exit
 
 
@@ -130,7 +131,7 @@ def score(
 
     manifest = run_stage(settings, overwrite=overwrite)
     if dist.is_main():
-        typer.echo(json.dumps(manifest) if as_json else f"{settings.out}  {manifest['digest']}")
+        _echo(json.dumps(manifest) if as_json else f"{settings.out}  {manifest['digest']}")
 
 
 @app.command(
@@ -182,7 +183,7 @@ def train(
 
     manifest = run_stage(settings)
     if dist.is_main():
-        typer.echo(json.dumps(manifest) if as_json else f"{settings.out}  {manifest['digest']}")
+        _echo(json.dumps(manifest) if as_json else f"{settings.out}  {manifest['digest']}")
 
 
 @app.command(
@@ -222,9 +223,9 @@ def evaluate(
     if dist.is_main():
         first = results[runs[0]]
         if as_json:
-            typer.echo(json.dumps(first if len(runs) == 1 else results))
+            _echo(json.dumps(first if len(runs) == 1 else results))
         else:
-            typer.echo(losses_table(first) if len(runs) == 1 else runs_table(results))
+            _echo(losses_table(first) if len(runs) == 1 else runs_table(results))
 
 
 @app.command(
@@ -285,7 +286,7 @@ def fit(
 
     result = run_stage(settings, overwrite=overwrite)
     if dist.is_main():
-        typer.echo(json.dumps(result) if as_json else fit_text(result))
+        _echo(json.dumps(result) if as_json else fit_text(result))
 
 
 @app.command(
@@ -308,11 +309,11 @@ def run(
     if dry_run:
         text = describe_steps(steps, as_json=as_json)
         if dist.is_main():
-            typer.echo(text)
+            _echo(text)
         return
     results = run_steps(steps)
     if as_json and dist.is_main():
-        typer.echo(json.dumps(results))
+        _echo(json.dumps(results))
 
 
 @app.command(
@@ -348,9 +349,9 @@ def inspect(
     wants_text = (with_text or bool(data)) and not is_mixture(artifact)
     text_of = texts_of(artifact, data or ()) if wants_text else None
     if as_json:
-        typer.echo(json.dumps(summarise(artifact, text_of=text_of, k=k)))
+        _echo(json.dumps(summarise(artifact, text_of=text_of, k=k)))
     else:
-        typer.echo(describe(artifact, text_of=text_of, k=k))
+        _echo(describe(artifact, text_of=text_of, k=k))
 
 
 @app.command(
@@ -374,10 +375,10 @@ def compare(
     if are_mixtures(artifacts):
         require(not fraction, "compare: --fraction has no effect on mixtures, which pick no samples; leave it out")
         mixtures = compare_mixtures(artifacts)
-        typer.echo(json.dumps(mixtures) if as_json else compare_mixtures_text(mixtures))
+        _echo(json.dumps(mixtures) if as_json else compare_mixtures_text(mixtures))
         return
     result = compare_plans(artifacts, fraction or FRACTIONS)
-    typer.echo(json.dumps(result) if as_json else compare_text(result))
+    _echo(json.dumps(result) if as_json else compare_text(result))
 
 
 @app.command(
@@ -410,7 +411,7 @@ def export(
 
     wanted = Wanted(step, tuple(source or ()), draws)
     result = export_mixture(artifact, to, out, wanted=wanted, copy=copy_text if copy else None, overwrite=overwrite)
-    typer.echo(json.dumps(result) if as_json else export_text(result))
+    _echo(json.dumps(result) if as_json else export_text(result))
 
 
 @app.command(
@@ -434,11 +435,11 @@ def bench_select(
     bench = load_bench(recipe, set_ or [])
     if dry_run:
         estimate = estimate_bench(bench)
-        typer.echo(json.dumps(estimate) if as_json else bench_estimate_text(estimate))
+        _echo(json.dumps(estimate) if as_json else bench_estimate_text(estimate))
         return
     result = run_bench(bench)
     if dist.is_main():
-        typer.echo(json.dumps(result) if as_json else bench_text(result))
+        _echo(json.dumps(result) if as_json else bench_text(result))
 
 
 @app.command(
@@ -462,11 +463,11 @@ def bench_mix(
     bench = load_bench_mix(recipe, set_ or [])
     if dry_run:
         estimate = estimate_bench_mix(bench)
-        typer.echo(json.dumps(estimate) if as_json else bench_estimate_text(estimate))
+        _echo(json.dumps(estimate) if as_json else bench_estimate_text(estimate))
         return
     result = run_bench(bench)
     if dist.is_main():
-        typer.echo(json.dumps(result) if as_json else bench_mix_text(result))
+        _echo(json.dumps(result) if as_json else bench_mix_text(result))
 
 
 @app.command(
@@ -487,10 +488,10 @@ def verify(artifacts: Annotated[list[Path], typer.Argument(help="folders of arti
         except ArtifactError as error:  # the others are still worth an answer
             unreadable.append(error)
     if as_json:
-        typer.echo(json.dumps(faults))
+        _echo(json.dumps(faults))
     else:
         for folder, lines in faults.items():
-            typer.echo("\n".join(f"{folder}: {line}" for line in lines) if lines else f"{folder}: ok")
+            _echo("\n".join(printable(f"{folder}: {line}") for line in lines or ["ok"]))
     if unreadable:
         raise ArtifactError("; ".join(map(str, unreadable)))
     if any(faults.values()):
@@ -527,9 +528,9 @@ def methods(as_json: Json = False) -> None:
             observes = ["held_out_loss"]
         own = {"name": name, "kind": cls.kind, "signals": sorted(needs), "observes": observes}
         rows.append({**own, "cost": cls.cost, "paper": cls.paper})
-    typer.echo(json.dumps(rows) if as_json else methods_table(rows))
+    _echo(json.dumps(rows) if as_json else methods_table(rows))
     for fault in faults.values():
-        typer.echo(f"not usable: {fault}", err=True)
+        _echo(f"not usable: {fault}", err=True)
 
 
 def _settings(
@@ -572,7 +573,12 @@ def _print_estimate(estimate: Any, *, as_json: bool) -> None:
     from dataflex_tools.report.tables import estimate_table
 
     if dist.is_main():
-        typer.echo(json.dumps(asdict(estimate)) if as_json else estimate_table(asdict(estimate)))
+        _echo(json.dumps(asdict(estimate)) if as_json else estimate_table(asdict(estimate)))
+
+
+def _echo(text: str, *, err: bool = False) -> None:
+    """The one way to the terminal besides log lines: what data says cannot steer it."""
+    typer.echo(printable(text, lines=True), err=err)
 
 
 def _print_estimates(estimates: Mapping[str, Any], *, as_json: bool) -> None:
@@ -584,15 +590,15 @@ def _print_estimates(estimates: Mapping[str, Any], *, as_json: bool) -> None:
     if len(estimates) == 1:
         _print_estimate(*estimates.values(), as_json=as_json)
     elif dist.is_main() and as_json:
-        typer.echo(json.dumps({name: asdict(estimate) for name, estimate in estimates.items()}))
+        _echo(json.dumps({name: asdict(estimate) for name, estimate in estimates.items()}))
     elif dist.is_main():
-        typer.echo("\n\n".join(f"{name}\n{estimate_table(asdict(each))}" for name, each in estimates.items()))
+        _echo("\n\n".join(f"{name}\n{estimate_table(asdict(each))}" for name, each in estimates.items()))
 
 
 def start_logging() -> None:
     """Log lines to stderr as plain text, rank 0 only; the libraries' own chatter stays off."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(PrintableFormatter("%(message)s"))
     logger = logging.getLogger("flextools")
     logger.handlers[:] = [handler]
     logger.setLevel(logging.INFO if dist.is_main() else logging.ERROR)
@@ -638,7 +644,7 @@ def main() -> None:
     finally:
         dist.finish()
     if code == 130 and dist.is_main():
-        typer.echo("stopped; the same command goes on where this one stopped", err=True)
+        _echo("stopped; the same command goes on where this one stopped", err=True)
     sys.exit(code or 0)
 
 
@@ -667,6 +673,6 @@ def _fail(message: str) -> NoReturn:
         # what all ranks find, rank 0 says, and the launcher ends the others meanwhile
         time.sleep(_RANK_0_FIRST)
         message = f"rank {dist.rank()}: {message}"
-    typer.echo(f"error: {message}", err=True)
+    _echo(f"error: {printable(message)}", err=True)
     dist.finish()
     sys.exit(2)

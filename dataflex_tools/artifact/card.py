@@ -1,10 +1,13 @@
 """The README of an artifact: a dataset card, so that `datasets.load_dataset(folder)` and the Hub find the rows."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
 import yaml
+
+from dataflex_tools.core.printable import printable
 
 CARD = "README.md"
 
@@ -49,14 +52,23 @@ def dataset_card(
     }
     own = _MEANING_IN_SIGNAL if is_signal else _MEANING_IN_MIXTURE if is_mixture else {}
     meaning = {**_MEANING, **own}
-    columns = "".join(f"| {f.name} | {f.type} | {meaning.get(f.name, 'detail of the method')} |\n" for f in schema)
-    facts = "".join(f"* {name}: {value}\n" for name, value in _facts(body))
+    columns = "".join(f"| {as_text(f.name)} | {f.type} | {meaning.get(f.name, 'detail of the method')} |\n" for f in schema)
+    facts = "".join(f"* {name}: {as_text(value)}\n" for name, value in _facts(body))
     return (
-        f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n# {front['pretty_name']}\n\n{facts}\n"
+        f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n# {as_text(front['pretty_name'])}\n\n{facts}\n"
         f"| column | type | meaning |\n|---|---|---|\n{columns}\n"
         f"```python\nimport datasets\nrows = datasets.load_dataset(\"path/to/this/folder\")['train']\n```\n\n"
         "`manifest.json` holds the settings and the SHA-256 of every file; `flextools verify` checks them.\n"
     )
+
+
+# what begins or ends markup inside a line of Markdown; HTML and entities among it
+_MARKUP = re.compile(r"[\\`*\[\]<>&|~$!]|(?<!\w)_|_(?!\w)|(?<=www)\.|:(?=//)", re.IGNORECASE)
+
+
+def as_text(text: Any) -> str:
+    """One line of Markdown that reads as `text`: markup, HTML and links in it are spelled out, control characters too."""
+    return _MARKUP.sub(lambda found: f"&#{ord(found[0])};", printable(text))
 
 
 def _facts(body: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from dataflex_tools.core.printable import printable
 from dataflex_tools.report.tables import estimate_table, table
 
 _COLUMNS = {  # title: (key, number format)
@@ -32,8 +33,8 @@ def bench_text(result: Mapping[str, Any]) -> str:
     num_seeds = recipe["seeds"]
     lines = [
         f"mean +- standard deviation over {num_seeds} seeds; losses in nats per answer token, lower is better; target: "
-        + ", ".join(recipe["target_groups"]),
-        *(f"note: {note}" for note in result["notes"]),
+        + printable(", ".join(recipe["target_groups"])),
+        *(printable(f"note: {note}") for note in result["notes"]),
         "",
         table(titles, rows, right=titles[1:]),
         "",

@@ -13,6 +13,7 @@ from dataflex_tools.artifact.plan import LoadedPlan, load_plan
 from dataflex_tools.core.config import require
 from dataflex_tools.core.errors import ArtifactError
 from dataflex_tools.core.plan import Budget, select_rows
+from dataflex_tools.core.printable import printable
 from dataflex_tools.ops.agreement import doubling_edges, histogram, overlap, spearman
 from dataflex_tools.report.tables import table
 
@@ -155,7 +156,7 @@ def compare_text(result: Mapping[str, Any]) -> str:
     same = "the same corpus" if result["samples"]["is_same_corpus"] else "different corpora"
     parts = [
         f"{len(plans)} plans of {same}, {result['samples']['compared']:,} samples compared",
-        *(f"note: {note}" for note in result["notes"]),
+        *(printable(f"note: {note}") for note in result["notes"]),
         "",
         table(["plan", "method", "rows", "selectable", "digest"], plans, right=["rows", "selectable"]),
         "",
@@ -163,7 +164,7 @@ def compare_text(result: Mapping[str, Any]) -> str:
     ]
     for budget in result["budgets"]:
         title = f"what the best {budget['fraction']:.4g} ({budget['num_samples']:,} samples) are made of"
-        few = [f"{name} cannot fill this budget: too few rows can be selected" for name in budget["too_few"]]
+        few = [f"{printable(name)} cannot fill this budget: too few rows can be selected" for name in budget["too_few"]]
         parts += ["", title, *few, "", *_made_of_tables(result, budget)]
     return "\n".join(parts)
 

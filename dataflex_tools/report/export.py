@@ -30,6 +30,7 @@ from dataflex_tools.artifact.folder import check_can_be_made
 from dataflex_tools.artifact.manifest import read_manifest
 from dataflex_tools.core.config import require
 from dataflex_tools.core.errors import ConfigError, did_you_mean
+from dataflex_tools.core.printable import printable
 from dataflex_tools.report.loading import loadable
 from dataflex_tools.report.proportions import Place, Proportions, Wanted, proportions_of
 
@@ -81,7 +82,7 @@ def export(
 
 def export_text(result: Mapping[str, Any]) -> str:
     """What `export` wrote, a line each; no trailing newline."""
-    return "\n".join([*result["files"], *(f"note: {note}" for note in result["notes"])])
+    return "\n".join(map(printable, [*result["files"], *(f"note: {note}" for note in result["notes"])]))
 
 
 def _copies(folder: Path, out: Path) -> dict[str, Path]:

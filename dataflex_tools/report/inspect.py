@@ -10,6 +10,7 @@ from dataflex_tools.artifact.manifest import MANIFEST, facet_of, read_manifest
 from dataflex_tools.artifact.mixture import load_mixture
 from dataflex_tools.artifact.plan import LoadedPlan, load_plan
 from dataflex_tools.core.plan import Budget, stable_order
+from dataflex_tools.core.printable import printable
 from dataflex_tools.report.mixtures import mixture_facts, mixture_lines, run_lines
 
 # N samples of the corpus
@@ -59,7 +60,7 @@ def summarise(folder: Path, *, text_of: TextOf | None = None, k: int = 5) -> dic
 def describe(folder: Path, *, text_of: TextOf | None = None, k: int = 5) -> str:
     """What `summarise` finds, as text for a terminal; one line ends each fact, no trailing newline."""
     facts = summarise(folder, text_of=text_of, k=k)
-    lines = [_headline(facts), *_origin(facts)]
+    lines = [printable(line) for line in (_headline(facts), *_origin(facts))]
     if "mixture" in facts:
         lines += mixture_lines(facts["mixture"])
     if facts["kind"] == "run":
@@ -185,6 +186,7 @@ def _score_lines(scores: Mapping[str, Any]) -> list[str]:
 
 
 def _domain_lines(domains: list[dict[str, Any]]) -> list[str]:
+    domains = [{**entry, "domain": printable(entry["domain"])} for entry in domains]
     width = max([len("domain"), *(len(entry["domain"]) for entry in domains)])
     lines = [f"{'domain':<{width}}  {'rows':>10} {'tokens':>13} {'share':>7} {'of best 5%':>10} {'mean score':>11}"]
     shown = sorted(domains, key=lambda entry: -entry["rows"])[:_SHOWN_DOMAINS]
@@ -199,10 +201,10 @@ def _domain_lines(domains: list[dict[str, Any]]) -> list[str]:
 
 
 def _row_line(fact: Mapping[str, Any]) -> str:
-    line = f"  row {fact['row']:,}  {fact['score']:.6g}  {fact['domain']}  {fact['num_tokens']:,} tokens"
+    line = f"  row {fact['row']:,}  {fact['score']:.6g}  {printable(fact['domain'])}  {fact['num_tokens']:,} tokens"
     if text := " ".join(fact.get("text", "").split()):
         shown = text if len(text) <= _PREVIEW else text[:_PREVIEW] + "..."
-        line += f"\n      {shown}"
+        line += f"\n      {printable(shown)}"
     return line
 
 

@@ -12,6 +12,7 @@ from dataflex_tools.artifact.mixture import LoadedMixture, load_mixture, natural
 from dataflex_tools.core.config import require
 from dataflex_tools.core.errors import ConfigError
 from dataflex_tools.core.mixing import MixState
+from dataflex_tools.core.printable import printable
 from dataflex_tools.report.tables import table
 
 # K domains, S entries of a schedule
@@ -63,6 +64,7 @@ def mixture_lines(facts: Mapping[str, Any]) -> list[str]:
     of_most = "" if share is None else f", {share:.1%} of the most that {len(facts['domains'])} domains can have"
     lines = [f"warning    {text}" for text in facts["warnings"]]
     lines += [f"{name:10} {_shown(value)}" for name, value in facts["facts"].items() if name not in _ELSEWHERE]
+    lines = [printable(line) for line in lines]
     lines.append(f"entropy    {facts['entropy']:.4g} nats{of_most}")
     steps = f"{entries:,} entries, the last from optimizer step {last:,} on" if entries > 1 else "the same at every step"
     lines += [f"weights    {steps}", "", _domain_table(facts["domains"], facts["natural_of"])]
@@ -209,7 +211,7 @@ def compare_mixtures_text(result: Mapping[str, Any]) -> str:
     measures = ["total variation", "KL(first|second)", "KL(second|first)"]
     parts = [
         f"{len(labels)} mixtures of {len(result['domains'])} domains, weights after the last step",
-        *(f"note: {note}" for note in result["notes"]),
+        *(printable(f"note: {note}") for note in result["notes"]),
         "",
         table(["mixture", "method", "entropy", "digest"], about, right=["entropy"]),
         "",

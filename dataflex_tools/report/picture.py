@@ -10,6 +10,7 @@ from dataflex_tools.artifact.files import write_bytes
 from dataflex_tools.artifact.mixture import LoadedMixture, load_mixture, natural_share
 from dataflex_tools.core.config import require
 from dataflex_tools.core.errors import ConfigError
+from dataflex_tools.core.printable import printable
 from dataflex_tools.report.mixtures import is_mixture
 
 # K drawn domains, S states or entries of a schedule
@@ -113,7 +114,7 @@ class _Shown:
         self.natural_K = np.array([found[0][g].sum() for g in groups]) if found else None
         self.is_stairs = not is_trajectory
         self.height_K = np.zeros(len(groups))  # of the rows of the table, 0 to 1 of the axes
-        self.title = f"{manifest['method']}: weight of each domain"
+        self.title = f"{printable(manifest['method'])}: weight of each domain"
         natural = f"dashes: share of the data in {found[1]}" if found else "natural shares are not known"
         if len(self.step_S) == 1:
             self.subtitle = f"the same at every step; {natural}"
@@ -177,7 +178,7 @@ def _bars(axes: Any, shown: _Shown) -> None:
 
 
 def _short(name: str) -> str:
-    half = (_NAME - 3) // 2
+    name, half = printable(name), (_NAME - 3) // 2
     return name if len(name) <= _NAME else f"{name[:half]}...{name[-half:]}"
 
 

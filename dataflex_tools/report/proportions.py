@@ -11,6 +11,7 @@ from dataflex_tools.artifact.manifest import facet_of, read_manifest
 from dataflex_tools.artifact.mixture import LoadedMixture, counts_of, load_mixture
 from dataflex_tools.core.config import require
 from dataflex_tools.core.errors import ArtifactError, ConfigError, did_you_mean
+from dataflex_tools.core.printable import printable
 
 # K domains with a weight above 0
 
@@ -83,7 +84,7 @@ class Proportions:
     def header(self) -> str:
         """Comment lines for the top of a file."""
         lines = (f"flextools mixture {self.origin['method']} (digest {self.origin['digest'][:16]})", *self.notes)
-        return "".join(f"# {' '.join(line.split())}\n" for line in lines)
+        return "".join(f"# {printable(' '.join(line.split()))}\n" for line in lines)
 
     def noted(self, *notes: str) -> "Proportions":
         """The same with more notes."""

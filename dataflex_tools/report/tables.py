@@ -4,18 +4,24 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dataflex_tools.core.printable import printable
+
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, right: Sequence[str] = ()) -> str:
-    """Aligned text; columns named in `right` are right-aligned. Wide cells fold on a terminal."""
+    """Aligned text; columns named in `right` are right-aligned. Wide cells fold on a terminal.
+
+    Names and cells may come from data: they are shown as they are, neither as control characters nor as markup.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     grid = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for name in columns:
-        grid.add_column(name, justify="right" if name in right else "left", overflow="fold")
+        grid.add_column(Text(printable(name)), justify="right" if name in right else "left", overflow="fold")
     for row in rows:
-        grid.add_row(*(str(cell) for cell in row))
+        grid.add_row(*(Text(printable(cell)) for cell in row))
     out = io.StringIO()
     Console(file=out, width=140, color_system=None).print(grid)
     return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())

@@ -1,5 +1,6 @@
 """Artifacts as other tools read them."""
 
+import html
 from pathlib import Path
 
 import datasets
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 from dataflex_tools.artifact.plan import load_plan
+from dataflex_tools.core.fingerprint import ids_digest
 from tests.artifact.examples import DIM, measure, plan, random_ids, vectors_of
 
 
@@ -59,3 +61,24 @@ def test_the_card_names_licence_and_files(folders: tuple[Path, Path], tmp_path: 
     assert front["configs"][0]["data_files"] == "scores.parquet"
     plan(tmp_path / "licensed", licence="cc-by-4.0")
     assert "license: cc-by-4.0" in (tmp_path / "licensed" / "README.md").read_text()
+
+
+NASTY = "<img src=x onerror=alert(1)>[a](http://evil.example)|`c`\x1b[31m\u202e\n# title"
+
+
+def test_names_are_shown_in_a_card_and_never_become_markup(tmp_path: Path) -> None:
+    names = (NASTY, "**web** &lt; www.evil.example", "my_domain")
+    model = {"name": f"models/{NASTY}", "sha256": "ab" * 32, "dtype": "float32"}
+    corpus = {"fingerprint": ids_digest(random_ids(12)), "rows": 12, "domains": list(names), "sources": []}
+    plan(tmp_path / "p", domain_names=names, model=model, corpus=corpus, method=NASTY)
+    card = (tmp_path / "p" / "README.md").read_text()
+    body = card.split("---\n", 2)[2]
+    assert not {"\x1b", "\u202e"} & set(card)
+    lines = body.splitlines()
+    assert [line for line in lines if line.startswith("#")] == [line for line in lines[:3] if line.startswith("# ")]
+    for markup in ("<img", "](http", "**web", "http://", "&lt;", "www.", "`c`"):
+        assert markup not in body
+    assert "my_domain" in body
+    shown = html.unescape(body)
+    assert r"<img src=x onerror=alert(1)>[a](http://evil.example)|`c`\x1b[31m\u202e\n# title" in shown
+    assert yaml.safe_load(card.split("---\n")[1])["pretty_name"] == f"flextools plan: {NASTY}"

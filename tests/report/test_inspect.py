@@ -74,3 +74,11 @@ def test_many_domains_are_cut_on_the_terminal_only(tmp_path: Path) -> None:
 def test_an_unfinished_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="score stage has not finished"):
         describe(tmp_path)
+
+
+def test_names_and_text_of_a_corpus_do_not_reach_the_terminal_as_they_are(tmp_path: Path) -> None:
+    nasty = "dom\x1b[31m\u202e\nbest rows"
+    plan(tmp_path / "p", domain_names=("none", nasty, "code"), parents=[{"path": nasty, "digest": "00"}])
+    text = describe(tmp_path / "p", text_of=lambda row: f"\x1b]0;{nasty}\x07", k=2)
+    assert not {"\x1b", "\x07", "\u202e"} & set(text)
+    assert text.splitlines().count("best rows") == 1
