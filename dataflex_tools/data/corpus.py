@@ -10,13 +10,15 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from dataflex_tools.core.errors import ConfigError
+from dataflex_tools.core.errors import ConfigError, DataError
 from dataflex_tools.core.fingerprint import ids_digest
 from dataflex_tools.data.ingest import SourceReport, ingest
 from dataflex_tools.data.records import preview
 from dataflex_tools.data.sources import SourceSpec, open_source
 
 # N rows of the corpus, S rows stored, B rows asked for
+
+_NAME_CHARS = 4096
 
 __all__ = ["Corpus", "SourceReport", "open_corpus", "overlap"]
 
@@ -98,6 +100,11 @@ def open_corpus(specs: Sequence[SourceSpec], cache: Path, *, group: Literal["dom
         reports.append(report)
     names_S = [_group_names(table[group], report.domain) for table, report in zip(tables, reports, strict=True)]
     group_N, group_names = _codes(names_S)
+    if (longest := max(map(len, group_names), default=0)) > _NAME_CHARS:
+        raise DataError(
+            f"a {group} of the data has a name of {longest:,} characters, at most {_NAME_CHARS:,} are taken; give a "
+            f"{group}_column of names, not of text"
+        )
     table = pa.concat_tables(tables)
     ids_N16 = np.concatenate([_ids(chunk) for chunk in table["id"].chunks])
     return Corpus(ids_N16, group_N, group_names, tuple(reports), table, np.arange(len(ids_N16)))

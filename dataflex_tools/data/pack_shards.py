@@ -12,9 +12,10 @@ import pyarrow as pa
 
 from dataflex_tools.core import dist
 from dataflex_tools.core.errors import DataError
+from dataflex_tools.core.hashes import FileDigests
 from dataflex_tools.core.progress import Progress
 from dataflex_tools.data.corpus import Corpus
-from dataflex_tools.data.ipc import read_ipc, write_ipc
+from dataflex_tools.data.ipc import is_whole, not_whole, read_ipc, write_ipc
 from dataflex_tools.data.templates import document_text
 
 # B blocks of a record batch, T tokens of a block, D documents that begin in a piece of text, S documents of a shard
@@ -72,17 +73,17 @@ class OpenShard:
     leftover: int
 
 
-def write_missing(shards: Sequence[PackShard], corpus: Corpus, packing: Packing) -> None:
-    """Pack the shards that have no file yet; when it returns, on any rank, all have one.
+def write_missing(shards: Sequence[PackShard], corpus: Corpus, packing: Packing, digests: FileDigests) -> None:
+    """Pack the shards that have no file yet, or not as it was written; when it returns, on any rank, all have one.
 
     Raises DataError, naming the document, for one that cannot be rendered or gives no token.
     """
-    missing = [shard for shard in shards if not shard.path.exists()]
+    missing = [shards[index] for index in not_whole([shard.path for shard in shards], digests)]
     # each rank begins at its own place and looks again before each shard, so ranks share the work without waiting
     first = len(missing) * dist.rank() // dist.world_size()
     with Progress("pack", sum(len(shard.rows_S) for shard in missing)) as progress:
         for shard in missing[first:] + missing[:first]:
-            if not shard.path.exists():
+            if not is_whole(shard.path, digests):
                 write_ipc(shard.path, _SCHEMA, _pack(corpus, shard.rows_S, packing, progress))
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from dataflex_tools.core.config import require
 from dataflex_tools.core.errors import ConfigError, DataError
 from dataflex_tools.core.fingerprint import digest
+from dataflex_tools.core.hashes import digests_in
 from dataflex_tools.core.rng import key_of
 from dataflex_tools.data.chat import day_of
 from dataflex_tools.data.corpus import Corpus
@@ -174,7 +175,7 @@ def pack_corpus(
     packing = Packing(tokenizer, settings.block_size, settings.attend_across_documents, prefix)
     num_documents_K = np.array([sum(len(shard.rows_S) for shard in shards) for shards in shards_K], dtype=np.int64)
     _check(num_documents_K > 0, corpus.group_names, num_documents_K, np.zeros_like(num_documents_K), settings, part)
-    write_missing([shard for shards in shards_K for shard in shards], corpus, packing)
+    write_missing([shard for shards in shards_K for shard in shards], corpus, packing, digests_in(cache))
     opened_K = [[read_shard(shard.path, settings.block_size) for shard in shards] for shards in shards_K]
     blocks = _opened(corpus, settings, address, num_documents_K, opened_K)
     _check(blocks.num_tokens_K > 0, blocks.group_names, num_documents_K, blocks.leftover_K, settings, part)

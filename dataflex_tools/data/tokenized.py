@@ -14,10 +14,11 @@ from dataflex_tools.core import dist
 from dataflex_tools.core.config import require
 from dataflex_tools.core.errors import ConfigError, DataError
 from dataflex_tools.core.fingerprint import digest
+from dataflex_tools.core.hashes import FileDigests, digests_in
 from dataflex_tools.core.progress import Progress
 from dataflex_tools.data.chat import Rendering, Span, day_of
 from dataflex_tools.data.corpus import Corpus
-from dataflex_tools.data.ipc import read_ipc, write_ipc
+from dataflex_tools.data.ipc import is_whole, not_whole, read_ipc, write_ipc
 from dataflex_tools.data.offsets import (
     span_of_token,
     starts_in,
@@ -165,7 +166,7 @@ def tokenize_corpus(corpus: Corpus, tokenizer: Any, render: RenderSettings, cach
         cache / "tokens" / address[:16] / f"{_shard_name(address, corpus.ids_N16[start : start + SHARD_ROWS])}.arrow"
         for start in range(0, len(corpus), SHARD_ROWS)
     ]
-    _write_missing(paths, corpus, tokenizer, render)
+    _write_missing(paths, corpus, tokenizer, render, digests_in(cache))
     tables = [read_ipc(path) for path in paths]
     cut_N = np.concatenate([table["cut"].chunk(0).to_numpy() for table in tables])
     refused_B = np.flatnonzero(cut_N & _REFUSED)
@@ -202,15 +203,15 @@ def _shard_name(address: str, ids_S16: np.ndarray) -> str:
     return hashlib.sha256(f"{address}/2".encode() + np.ascontiguousarray(ids_S16).tobytes()).hexdigest()
 
 
-def _write_missing(paths: list[Path], corpus: Corpus, tokenizer: Any, render: RenderSettings) -> None:
-    missing = [index for index, path in enumerate(paths) if not path.exists()]
+def _write_missing(paths: list[Path], corpus: Corpus, tokenizer: Any, render: RenderSettings, digests: FileDigests) -> None:
+    missing = not_whole(paths, digests)
     # each rank begins at its own place and looks again before each shard, so ranks share the work without waiting
     first = len(missing) * dist.rank() // dist.world_size()
     total = sum(min(SHARD_ROWS, len(corpus) - index * SHARD_ROWS) for index in missing)
     exact = with_exact_offsets(tokenizer) if missing else tokenizer
     with Progress("tokenise", total) as progress:
         for index in missing[first:] + missing[:first]:
-            if paths[index].exists():
+            if is_whole(paths[index], digests):
                 continue
             start = index * SHARD_ROWS
             rows = range(start, min(start + SHARD_ROWS, len(corpus)))

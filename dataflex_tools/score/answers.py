@@ -20,8 +20,9 @@ from transformers.generation.logits_process import TemperatureLogitsWarper, TopK
 
 from dataflex_tools.core.errors import ConfigError, DataError
 from dataflex_tools.core.fingerprint import digest
+from dataflex_tools.core.hashes import digests_in
 from dataflex_tools.core.rng import generator
-from dataflex_tools.data.ipc import read_ipc, write_ipc
+from dataflex_tools.data.ipc import not_whole, read_ipc, write_ipc
 from dataflex_tools.score.engine import Backoff, Columns
 from dataflex_tools.score.prompts import Prompt
 from dataflex_tools.score.settings import GenerationSettings
@@ -57,12 +58,12 @@ class StoredAnswers:
     def __init__(self, model: Any, settings: GenerationSettings, *, policy: str, cache: Path) -> None:
         self._model, self._settings = model, settings
         self.folder = cache / "answers" / digest({"policy": policy, "generation": settings.address()})[:16]
-        self._backoff = Backoff()
+        self._backoff, self._digests = Backoff(), digests_in(cache)
 
     def of(self, prompt: Prompt) -> Answers:
         """The answers to a prompt, drawn if they are not there. Raises what `draw_answers` raises."""
         path = self.folder / f"{prompt.sample_id}.arrow"
-        if not path.exists():
+        if not_whole([path], self._digests):
             answers = draw_answers(self._model, prompt, self._settings, self._backoff)
             columns = {"token_ids": list(answers.token_ids), "log_probs": list(answers.log_probs)}
             write_ipc(path, _SCHEMA, [pa.RecordBatch.from_pydict(columns, schema=_SCHEMA)])

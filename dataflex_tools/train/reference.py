@@ -1,6 +1,5 @@
 """Stored token losses of a reference model, joined to the rows of a corpus and looked up at random while a model trains."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,8 @@ from dataflex_tools.artifact.signal import SignalStore
 from dataflex_tools.core import dist
 from dataflex_tools.core.errors import ArtifactError
 from dataflex_tools.core.fingerprint import digest, ids_digest
+from dataflex_tools.core.hashes import digests_in
+from dataflex_tools.data.ipc import hidden_for, not_whole, publish
 
 # N rows of the corpus, R of them that are wanted, B rows asked for, S label tokens of all of them
 
@@ -28,14 +29,14 @@ class TokenLosses:
         self._start_R1 = np.concatenate([[0], np.cumsum(num_labels_N[rows], dtype=np.int64)])
         name = digest({"signal": store.spec_digest, "ids": ids_digest(ids_N16[rows])})
         path = cache / "token_loss" / f"{name}.bin"
-        if dist.is_main() and not path.exists():
+        if dist.is_main() and not_whole([path], digests_in(cache)):
             self._write(path, store, ids_N16[rows], num_labels_N[rows])
         dist.barrier()
         self._value_S = np.memmap(path, np.float32, "r", shape=(int(self._start_R1[-1]),))
 
     def _write(self, path: Path, store: SignalStore, ids_R16: np.ndarray, num_labels_R: np.ndarray) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        hidden = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        hidden = hidden_for(path)
         try:
             value_S = np.memmap(hidden, np.float32, "w+", shape=(int(self._start_R1[-1]),))
             for place_B, start_B1, block_S in store.lists(ids_R16, "token_loss", num_labels_R == 0).blocks():
@@ -44,7 +45,7 @@ class TokenLosses:
                     value_S[self._start_R1[place] : self._start_R1[place + 1]] = block_S[start_B1[i] : start_B1[i + 1]]
             value_S.flush()
             del value_S
-            os.replace(hidden, path)
+            publish(hidden, path)
         finally:
             hidden.unlink(missing_ok=True)
 

@@ -134,13 +134,26 @@ def test_wrong_input_is_named(tmp_path):
         open_corpus([], tmp_path / "cache", group="domain")
 
 
-def test_a_damaged_cache_file_is_named(tmp_path):
-    a = write_jsonl(tmp_path / "a.jsonl", [alpaca(0)])
+@pytest.mark.parametrize("ending", ["arrow", "json", "arrow.sha256", "json.sha256"])
+def test_a_damaged_cache_file_is_made_anew_and_said(tmp_path, ending, caplog):
+    a = write_jsonl(tmp_path / "a.jsonl", [alpaca(0), alpaca(1)])
+    before = open_corpus([spec(a)], tmp_path / "cache", group="domain")
+    file = next((tmp_path / "cache" / "corpus").glob(f"*.{ending}"))
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    after = open_corpus([spec(a)], tmp_path / "cache", group="domain")
+    assert (after.fingerprint, after.text(1), after.reports) == (before.fingerprint, before.text(1), before.reports)
+    assert f"made anew (first: {tmp_path / 'cache' / 'corpus'}" in caplog.text
+    caplog.clear()
     open_corpus([spec(a)], tmp_path / "cache", group="domain")
-    file = next((tmp_path / "cache" / "corpus").glob("*.arrow"))
-    file.write_bytes(file.read_bytes()[:200])
-    with pytest.raises(DataError, match=r"is damaged .*; delete it"):
-        open_corpus([spec(a)], tmp_path / "cache", group="domain")
+    assert "made anew" not in caplog.text
+
+
+def test_a_text_as_the_name_of_a_domain_is_refused(tmp_path):
+    a = write_jsonl(tmp_path / "a.jsonl", [{**alpaca(0), "kind": "x" * 5000}])
+    with pytest.raises(DataError, match="a domain of the data has a name of 5,000 characters.*domain_column"):
+        open_corpus([spec(a, domain_column="kind")], tmp_path / "cache", group="domain")
 
 
 def test_overlap_finds_the_pool_rows_of_the_target_and_without_drops_them(tmp_path):

@@ -211,7 +211,7 @@ def test_the_parts_together_are_the_corpus_and_share_no_document(tmp_path):
 
 
 def files_of(tmp_path):
-    return {path.name: path.read_bytes() for path in (tmp_path / "cache" / "blocks").rglob("*") if path.is_file()}
+    return {path.name: path.read_bytes() for path in (tmp_path / "cache" / "blocks").rglob("*.arrow")}
 
 
 def spy(monkeypatch, *, dies_at=None):
@@ -417,3 +417,14 @@ def test_token_losses_of_blocks_are_those_of_a_plain_forward(tmp_path, words):
             np.testing.assert_allclose(value_S[start:end], expected, **ROUNDING)
             seen.append(int(row))
     assert sorted(seen) == list(range(len(blocks)))
+
+
+def test_a_changed_block_is_never_used(tmp_path):
+    corpus = corpus_of(tmp_path, a=texts_of(30))
+    whole = everything(pack(tmp_path, corpus))
+    [path] = (tmp_path / "cache" / "blocks").rglob("*.arrow")
+    content = path.read_bytes()
+    for place in range(0, len(content), len(content) // 14):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        assert everything(pack(tmp_path, corpus)) == whole
+        assert path.read_bytes() == content

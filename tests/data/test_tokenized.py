@@ -365,3 +365,19 @@ def test_a_row_without_a_prompt_has_no_label_in_answer_only(tmp_path):
             corpus_of(tmp_path, [{"text": "abc"}], "texts"), byte_tokenizer(adds_bos=True),
             RenderSettings(answer_only=True), tmp_path / "cache", tokenizer_sha256=SHA,
         )  # fmt: skip
+
+
+def test_a_changed_token_is_never_used_and_only_its_shard_is_made_anew(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(tokenized, "SHARD_ROWS", 10)
+    tokens = tokens_of(tmp_path, RECORDS)
+    whole = [tokens.input_ids(row).copy() for row in range(30)]  # not the mapped file itself
+    path = sorted((tmp_path / "cache" / "tokens").rglob("*.arrow"))[1]
+    content = path.read_bytes()
+    place = next(content.index(ids.tobytes()) for ids in whole if ids.tobytes() in content)
+    path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    again = tokens_of(tmp_path, RECORDS)
+    assert "1 cache files are not as they were written" in caplog.text
+    assert f"made anew (first: {path})" in caplog.text
+    assert path.read_bytes() == content
+    for row in range(30):
+        np.testing.assert_array_equal(again.input_ids(row), whole[row])

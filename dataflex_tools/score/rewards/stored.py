@@ -21,7 +21,8 @@ logger = logging.getLogger("flextools")
 class StoredRewards:
     """Rewards by the content of the request, in `cache`/rewards/<address of the reward's settings>/rank-<rank>.jsonl.
 
-    All ranks' files are read, once; each rank appends to its own. A line a kill left half-written counts as not there.
+    All ranks' files are read, once; each rank appends to its own. A line carries a short digest of itself; one that does not
+    fit, or that a kill left half-written, counts as not there.
     """
 
     def __init__(self, reward: Reward, settings: RewardSettings, cache: Path) -> None:
@@ -45,7 +46,8 @@ class StoredRewards:
                     os.write(handle, b"\n")
                 for place, value in self._reward([*missing.values()]):
                     # one write a line: it outlives the process, and lines of two processes do not mix
-                    os.write(handle, (canonical_json({"key": names[place], "reward": value}) + "\n").encode())
+                    entry = {"key": names[place], "reward": value, "check": _check_of(names[place], value)}
+                    os.write(handle, (canonical_json(entry) + "\n").encode())
                     self._known[names[place]] = value
             finally:
                 os.close(handle)
@@ -57,8 +59,16 @@ class StoredRewards:
             for line in lines:
                 try:
                     entry = json.loads(line)
-                    self._known[entry["key"]] = float(entry["reward"])
+                    key, value = str(entry["key"]), float(entry["reward"])
+                    # lines of earlier versions have none
+                    if entry.get("check", own := _check_of(key, value)) != own:
+                        raise ValueError("changed after it was written")
+                    self._known[key] = value
                 except (ValueError, KeyError, TypeError):
                     num_bad += bool(line.strip())
         if num_bad:
-            logger.warning("%s: %d lines are not whole; these rewards are asked for again", path, num_bad)
+            logger.warning("%s: %d lines are not whole, or were changed; these rewards are asked for again", path, num_bad)
+
+
+def _check_of(key: str, value: float) -> str:
+    return digest([key, float(value)])[:16]
