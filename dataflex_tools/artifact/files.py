@@ -15,6 +15,13 @@ from dataflex_tools.core.errors import ArtifactError
 from dataflex_tools.core.fingerprint import canonical_json
 
 METADATA_KEY = b"flextools"
+# a file is opened only if what it unpacks to is in proportion: (measured) plans unpack to 3 times their size, signals to 1
+_DECODED_BYTES, _DECODED_RATIO = 128 * 2**20, 32
+_FOOTER_BYTES = 16 * 2**20
+_TEXT_BYTES = 32 * 2**20  # of a column of names in one row group
+_WIDTHS = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8, "BYTE_ARRAY": 4}
+# Arrow's own errors, Thrift's and the system's, and ValueError for bytes that are no text
+_UNREADABLE = (pa.lib.ArrowException, OSError, ValueError)
 _TEMPORARY = re.compile(r"\..+\.(tmp|old)")
 
 
@@ -106,13 +113,48 @@ def _feature(kind: pa.DataType) -> dict[str, Any]:
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
-    """A Parquet file, open. Raises ArtifactError if it is missing or not readable as Parquet."""
+    """A Parquet file, open.
+
+    Raises ArtifactError if it is missing, not readable as Parquet, or would take far more memory than its size accounts for.
+    """
     try:
-        return pq.ParquetFile(path, page_checksum_verification=True)
+        _check_footer(path)
+        file = pq.ParquetFile(path, page_checksum_verification=True)
     except FileNotFoundError:
         raise ArtifactError(f"{path} is missing; run `flextools score` again") from None
-    except (pa.ArrowInvalid, OSError) as error:
+    except _UNREADABLE as error:
         raise _unreadable(path, error) from None
+    try:
+        _check_sizes(file.metadata, path.stat().st_size)
+        _ = file.schema_arrow
+    except _UNREADABLE as error:
+        file.close()
+        raise _unreadable(path, error) from None
+    return file
+
+
+def _check_footer(path: Path) -> None:
+    with path.open("rb") as handle:
+        size = handle.seek(0, os.SEEK_END)
+        handle.seek(max(0, size - 8))
+        length = int.from_bytes(handle.read(4), "little")
+    if _FOOTER_BYTES < length < size:
+        raise ValueError(f"a footer of {length:,} bytes, at most {_FOOTER_BYTES:,} are read")
+
+
+def _check_sizes(footer: pq.FileMetaData, size: int) -> None:
+    """Raise ValueError if the columns would be out of proportion: our rows do not repeat, and our texts are names."""
+    most, total = _DECODED_BYTES + _DECODED_RATIO * size, 0
+    for number in range(footer.num_row_groups):
+        group = footer.row_group(number)
+        for index in range(group.num_columns):
+            column = group.column(index)
+            width = _WIDTHS.get(column.physical_type, 16)
+            total += max(column.num_values * width, column.total_uncompressed_size)
+            if column.physical_type == "BYTE_ARRAY" and column.total_uncompressed_size > _TEXT_BYTES:
+                raise ValueError(f"{column.total_uncompressed_size:,} bytes of text in one column of names")
+    if max(total, footer.num_rows) > most:
+        raise ValueError(f"{footer.num_rows:,} rows would take {total:,} bytes, {most:,} at most in a file of {size:,}")
 
 
 def read_columns(
@@ -120,12 +162,47 @@ def read_columns(
 ) -> pa.Table:
     """Columns (all by default) of one row group or of the whole file; `path` names it in errors.
 
-    Raises ArtifactError if a page does not match its checksum.
+    Raises ArtifactError if a page does not match its checksum, or a value is null: no file of ours has one.
     """
     try:
-        return file.read(columns=columns) if group is None else file.read_row_group(group, columns=columns)
-    except (pa.ArrowInvalid, OSError) as error:
+        table = file.read(columns=columns) if group is None else file.read_row_group(group, columns=columns)
+        table.validate(full=True)
+        if has_null := [name for name in table.column_names if _num_null(table.column(name))]:
+            raise ValueError(f"column {has_null[0]!r} has values that are null")
+    except _UNREADABLE as error:
         raise _unreadable(path, error) from None
+    return table
+
+
+def _num_null(column: pa.ChunkedArray) -> int:
+    kind = column.type
+    if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
+        return int(column.null_count + sum(chunk.values.null_count for chunk in column.chunks))
+    if pa.types.is_dictionary(kind):
+        return int(column.null_count + sum(chunk.dictionary.null_count for chunk in column.chunks))
+    return int(column.null_count)
+
+
+def check_types(table: pa.Schema, wanted: Mapping[str, pa.DataType], path: Path) -> None:
+    """Raise ArtifactError unless each wanted column is there, once, with its type; nullability and field names are free."""
+    for name, kind in wanted.items():
+        found = [field.type for field in table if field.name == name]
+        if len(found) != 1 or not _is_same(found[0], kind):
+            has = ", ".join(map(str, found)) or "no such column"
+            raise ArtifactError(
+                f"{path}: column {name!r} is {has}, wanted {kind}; it was not written by flextools, or changed: move it away"
+            )
+
+
+def _is_same(found: pa.DataType, wanted: pa.DataType) -> bool:
+    if pa.types.is_fixed_size_list(wanted):
+        is_list = pa.types.is_fixed_size_list(found) and found.list_size == wanted.list_size
+        return is_list and bool(found.value_type == wanted.value_type)
+    if pa.types.is_list(wanted):
+        return bool(pa.types.is_list(found) and found.value_type == wanted.value_type)
+    if pa.types.is_dictionary(wanted):
+        return bool(pa.types.is_dictionary(found) and found.value_type == wanted.value_type)
+    return bool(found == wanted)
 
 
 def own_metadata(file: pq.ParquetFile, path: Path) -> dict[str, Any]:
@@ -133,7 +210,7 @@ def own_metadata(file: pq.ParquetFile, path: Path) -> dict[str, Any]:
     raw = (file.schema_arrow.metadata or {}).get(METADATA_KEY)
     try:
         value = json.loads(raw) if raw else None
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise ArtifactError(f"{path} has no flextools metadata: it was written by something else; move it away")

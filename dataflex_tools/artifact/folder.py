@@ -13,11 +13,13 @@ from dataflex_tools.artifact.files import remove_leftovers, sync, temporary_for,
 from dataflex_tools.artifact.manifest import (
     MANIFEST,
     file_entry,
+    listed_paths,
     read_manifest,
     read_unchecked,
     verify_artifact,
     write_manifest,
 )
+from dataflex_tools.artifact.schema import short
 from dataflex_tools.core.errors import ArtifactError
 
 
@@ -57,7 +59,9 @@ def check_out(folder: Path, *, overwrite: bool = False) -> None:
         raise ArtifactError(f"{folder} holds something that is no artifact ({shown}); choose another --out")
     current = read_unchecked(folder) if overwrite else read_manifest(folder)
     if (kind := current.get("kind")) != "plan":
-        raise ArtifactError(f"{folder} holds an artifact of kind {kind!r}, which no plan replaces; choose another --out")
+        raise ArtifactError(
+            f"{folder} holds an artifact of kind {short(kind)}, which no plan replaces; choose another --out"
+        )
     if overwrite:
         _refuse_foreign_files(folder, current)
 
@@ -90,10 +94,12 @@ def _put_in_place(temporary: Path, folder: Path, manifest: dict[str, Any], overw
 def _refuse_or_replace(temporary: Path, folder: Path, current: Mapping[str, Any] | None, overwrite: bool) -> None:
     _refuse_foreign_files(folder, current)
     if not overwrite and current is not None:
-        what = current.get("method") or current.get("signal") or ""
+        what = " ".join(
+            short(current[key], quoted=False) for key in ("kind", "method", "signal") if current.get(key) is not None
+        )
         raise ArtifactError(
-            f"{folder} holds another artifact, or one that was changed ({current['kind']} {what}, created "
-            f"{current.get('created')}); choose another --out, or give --overwrite to replace it"
+            f"{folder} holds another artifact, or one that was changed ({what}, created "
+            f"{short(current.get('created'), quoted=False)}); choose another --out, or give --overwrite to replace it"
         )
     old = temporary.with_suffix(".old")
     os.rename(folder, old)
@@ -106,7 +112,7 @@ def _refuse_or_replace(temporary: Path, folder: Path, current: Mapping[str, Any]
 
 
 def _refuse_foreign_files(folder: Path, current: Mapping[str, Any] | None) -> None:
-    listed = {MANIFEST, *(entry["path"] for entry in current["files"])} if current else set()
+    listed = {MANIFEST, *listed_paths(current)} if current else set()
     present = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir() or p.is_symlink())
     if foreign := [name for name in present if name not in listed]:
         shown = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else "")

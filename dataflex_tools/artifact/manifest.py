@@ -10,14 +10,16 @@ import sysconfig
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
-from pathlib import Path, PurePosixPath
-from typing import Any, Literal, NoReturn
+from pathlib import Path
+from typing import Any, Literal
 
 import pyarrow as pa
 
 from dataflex_tools.artifact.files import open_parquet, write_bytes
+from dataflex_tools.artifact.schema import check_fields, field_fault, is_inside, read_json, short
 from dataflex_tools.core.errors import ArtifactError, near_path
-from dataflex_tools.core.fingerprint import digest, file_sha256
+from dataflex_tools.core.fingerprint import digest
+from dataflex_tools.core.hashes import FileDigests
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -27,12 +29,19 @@ _NOT_IN_DIGEST = ("digest", "created", "producer")
 def write_manifest(folder: Path, body: Mapping[str, Any]) -> dict[str, Any]:
     """Write `body` with format, created, producer and digest added, in one step; returns what was written.
 
-    `body` holds JSON values, at least `kind` and `files` (see `file_entry`). Raises ValueError for NaN or infinity.
+    `body` holds JSON values, at least `kind` and `files` (see `file_entry`). Raises ValueError for NaN or infinity, and
+    ArtifactError for text that is no Unicode, as a file name can be.
     """
     for key in ("kind", "files"):
         if key not in body:
             raise ValueError(f"a manifest needs {key!r}, got {sorted(body)}")
-    content = json.loads(json.dumps({**body, "format": FORMAT}, allow_nan=False))
+    text = json.dumps({**body, "format": FORMAT}, allow_nan=False, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        place = text[max(0, error.start - 20) : error.end + 20]
+        raise ArtifactError(f"{folder}: {place!r} is not Unicode text; give the file another name") from None
+    content = json.loads(text)
     content |= {"created": _now(), "producer": _producer(), "digest": manifest_digest(content)}
     write_bytes(folder / MANIFEST, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
     return dict(content)
@@ -41,8 +50,8 @@ def write_manifest(folder: Path, body: Mapping[str, Any]) -> dict[str, Any]:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of an artifact.
 
-    Raises ArtifactError if there is none, if it is not JSON, if its format is not one that this version reads, or if it
-    was changed after it was written.
+    Raises ArtifactError if there is none, if it is not JSON, if its format is not one that this version reads, if it was
+    changed after it was written, or if a field that is read has another type than it should.
     """
     content = read_unchecked(folder)
     if content.get("digest") != (actual := manifest_digest(content)):
@@ -51,6 +60,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder / MANIFEST} was changed: it states digest {stated}, its content has {actual[:16]}; restore it, or "
             f"{_make_again(folder, content.get('kind'))}"
         )
+    check_fields(folder / MANIFEST, content)
     return content
 
 
@@ -63,7 +73,7 @@ def read_unchecked(folder: Path) -> dict[str, Any]:
     found = content.get("format")
     if type(found) is not int or not 1 <= found <= FORMAT:
         advice = "update flextools" if type(found) is int and found > FORMAT else "it was not written by flextools"
-        raise ArtifactError(f"{path} has format {found!r}, this version reads formats 1 to {FORMAT}: {advice}")
+        raise ArtifactError(f"{path} has format {short(found)}, this version reads formats 1 to {FORMAT}: {advice}")
     return content
 
 
@@ -80,10 +90,10 @@ def facet_of(manifest: Mapping[str, Any]) -> Literal["select", "mix"]:
     facet = manifest.get("facet", "select")
     if facet == "select" or facet == "mix":
         return facet  # type: ignore[no-any-return]
-    raise ArtifactError(f"a plan has the facet {facet!r}, this version reads 'select' and 'mix': update flextools")
+    raise ArtifactError(f"a plan has the facet {short(facet)}, this version reads 'select' and 'mix': update flextools")
 
 
-def file_entry(folder: Path, path: str) -> dict[str, Any]:
+def file_entry(folder: Path, path: str, digests: FileDigests | None = None) -> dict[str, Any]:
     """What a manifest says of one file: {path, rows, bytes, sha256, schema}; `path` is relative to `folder`.
 
     `rows` and `schema` ({column: type}) are None for files other than Parquet.
@@ -92,7 +102,8 @@ def file_entry(folder: Path, path: str) -> dict[str, Any]:
     if path.endswith(".parquet"):
         with open_parquet(full) as file:
             rows, schema = file.metadata.num_rows, _types_of(file.schema_arrow)
-    return {"path": path, "rows": rows, "bytes": full.stat().st_size, "sha256": file_sha256(full), "schema": schema}
+    sha256 = (digests or FileDigests()).sha256(full)
+    return {"path": path, "rows": rows, "bytes": full.stat().st_size, "sha256": sha256, "schema": schema}
 
 
 def verify_artifact(folder: Path) -> list[str]:
@@ -103,37 +114,49 @@ def verify_artifact(folder: Path) -> list[str]:
     manifest = read_unchecked(folder)
     faults = [f"{MANIFEST} is a symbolic link"] if (folder / MANIFEST).is_symlink() else []
     if manifest.get("digest") != (actual := manifest_digest(manifest)):
-        faults.append(f"{MANIFEST} was changed: it states digest {manifest.get('digest')}, its content has {actual}")
+        faults.append(
+            f"{MANIFEST} was changed: it states digest {short(manifest.get('digest'), 80)}, its content has {actual}"
+        )
+    elif fault := field_fault(manifest):
+        faults.append(f"{MANIFEST}: {fault}")
     files = manifest.get("files")
     if not isinstance(files, list):
         return [*faults, f"{MANIFEST} has no list of files"]
-    listed = {MANIFEST}
+    listed, digests = {MANIFEST}, FileDigests()
     for entry in files:
         if not _is_entry(entry):
             faults.append(f"{MANIFEST} has a malformed file entry: {json.dumps(entry)[:200]}")
             continue
         listed.add(entry["path"])
-        faults += _file_faults(folder, entry)
+        faults += _file_faults(folder, entry, digests)
     if manifest.get("kind") != "run":  # a run's folder also holds checkpoints and evaluations made later
         faults += [f"{path} is not in the manifest" for path in _files_in(folder) if path not in listed]
     return faults
 
 
-def check_file(folder: Path, manifest: Mapping[str, Any], path: str) -> None:
+def check_file(folder: Path, manifest: Mapping[str, Any], path: str, digests: FileDigests | None = None) -> None:
     """Raise ArtifactError unless the manifest lists this file and its bytes are as they were written."""
     entries = [entry for entry in manifest.get("files", []) if _is_entry(entry) and entry["path"] == path]
-    faults = _file_faults(folder, entries[0]) if entries else [f"{path} is not in the manifest"]
+    faults = (
+        [f"{path} is not in the manifest"] if not entries else _file_faults(folder, entries[0], digests or FileDigests())
+    )
     if faults:
         raise ArtifactError(f"{folder}: {faults[0]}; {_make_again(folder, manifest.get('kind'))}")
 
 
-def is_inside(path: str) -> bool:
-    """Whether a manifest path names something inside the artifact's folder."""
-    parts = PurePosixPath(path).parts
-    return bool(parts) and not path.startswith("/") and ".." not in parts and "\\" not in path and ":" not in parts[0]
+def listed_paths(manifest: Mapping[str, Any]) -> list[str]:
+    """The files a manifest lists, also of one that was changed."""
+    files = manifest.get("files")
+    return [entry["path"] for entry in files if _is_entry(entry)] if isinstance(files, list) else []
 
 
-def _file_faults(folder: Path, entry: Mapping[str, Any]) -> list[str]:
+def check_files(folder: Path, manifest: Mapping[str, Any], digests: FileDigests | None = None) -> None:
+    """Raise ArtifactError for the first file of the manifest that is not as it was written."""
+    for entry in manifest["files"]:
+        check_file(folder, {**manifest, "files": [entry]}, entry["path"], digests)
+
+
+def _file_faults(folder: Path, entry: Mapping[str, Any], digests: FileDigests) -> list[str]:
     path = entry["path"]
     if not is_inside(path):
         return [f"{path} leads outside the artifact"]
@@ -146,8 +169,8 @@ def _file_faults(folder: Path, entry: Mapping[str, Any]) -> list[str]:
     size = full.stat().st_size
     if size != entry["bytes"]:
         return [f"{path} was changed: {size:,} bytes, the manifest says {entry['bytes']:,}"]
-    if (actual := file_sha256(full)) != entry["sha256"]:
-        return [f"{path} was changed: SHA-256 {actual}, the manifest says {entry['sha256']}"]
+    if not digests.is_as_written(full, entry["sha256"]):
+        return [f"{path} was changed: SHA-256 {digests.sha256(full)}, the manifest says {entry['sha256']}"]
     return []
 
 
@@ -191,13 +214,7 @@ def _make_again(folder: Path, kind: Any) -> str:
 
 
 def _parsed(path: Path) -> dict[str, Any]:
-    def refuse(name: str) -> NoReturn:
-        raise ValueError(f"{name} is not JSON")
-
-    try:
-        content = json.loads(path.read_bytes(), parse_constant=refuse)
-    except (ValueError, OSError, RecursionError) as error:
-        raise ArtifactError(f"{path} cannot be read ({str(error)[:200]}); run `flextools score` again") from None
+    content = read_json(path)
     if not isinstance(content, dict):
         raise ArtifactError(f"{path} holds {type(content).__name__}, wanted a mapping; run `flextools score` again")
     return content

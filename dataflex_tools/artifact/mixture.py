@@ -10,10 +10,11 @@ import numpy as np
 import pyarrow as pa
 
 from dataflex_tools.artifact.card import dataset_card
-from dataflex_tools.artifact.files import open_parquet, read_columns, with_metadata
+from dataflex_tools.artifact.columns import domains_fault
+from dataflex_tools.artifact.files import check_types, open_parquet, read_columns, with_metadata
 from dataflex_tools.artifact.folder import write_folder
 from dataflex_tools.artifact.manifest import FORMAT, check_file, facet_of, read_manifest
-from dataflex_tools.core.errors import ArtifactError
+from dataflex_tools.core.errors import ArtifactError, ConfigError
 from dataflex_tools.core.mixing import MixState, Mixture, concentration
 
 # K domains, S entries of a schedule or states of a trajectory
@@ -22,6 +23,11 @@ MIXTURE = "mixture.parquet"
 TRAJECTORY = "trajectory.parquet"
 _ROWS_PER_GROUP = 2**18  # 5 MiB of steps and weights
 _TABLE_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_DOMAIN = pa.dictionary(pa.int32(), pa.string())
+_COLUMNS = {
+    MIXTURE: {"step": pa.int64(), "domain": _DOMAIN, "weight": pa.float64()},
+    TRAJECTORY: {"step": pa.int64(), "domain": _DOMAIN, "weight": pa.float64(), "score": pa.float64()},
+}
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,11 @@ def write_mixture(folder: Path, mixture: Mixture, *, facts: Mapping[str, Any], o
 
 
 def load_mixture(folder: Path) -> LoadedMixture:
-    """Read a mixture artifact. Raises ArtifactError if it is unfinished, no mixture, or one of its tables was changed."""
+    """Read a mixture artifact.
+
+    Raises ArtifactError if it is unfinished, no mixture, one of its tables was changed, or they cannot be a mixer's: weights
+    that do not sum to 1 over the domains of its corpus, steps that do not ascend, a column of another type.
+    """
     manifest = read_manifest(folder)
     if manifest.get("kind") != "plan":
         raise ArtifactError(f"{folder} is an artifact of kind {manifest.get('kind')!r}, wanted a mixture: give a scored one")
@@ -63,14 +73,34 @@ def load_mixture(folder: Path) -> LoadedMixture:
         )
     stored = [entry["path"] for entry in manifest["files"] if str(entry["path"]).endswith(".parquet")]
     tables = {name: _read(folder, manifest, name) for name in {MIXTURE: None, **dict.fromkeys(stored)}}
-    names, step_S, weight_SK = _schedule(tables.pop(MIXTURE))
-    trajectory = _states(tables.pop(TRAJECTORY), len(names)) if TRAJECTORY in tables else ()
+    facts = (manifest.get("stats") or {}).get("facts", {})
+    try:
+        mixture = _mixture(tables, facts)
+    except (ValueError, ConfigError) as error:
+        raise ArtifactError(f"{folder}: {error}; no mixer wrote this, do not use it") from None
+    fault = domains_fault(mixture.names, {})
+    if not fault and manifest["stats"]["weights"] != _last_weights(mixture):
+        fault = "its last weights are not those of the manifest (stats.weights)"
+    if fault:
+        raise ArtifactError(f"{folder / MIXTURE}: {fault}; no mixer wrote this, do not use it")
+    return LoadedMixture(folder, manifest, mixture)
+
+
+def _mixture(tables: dict[str, pa.Table], facts: Mapping[str, Any]) -> Mixture:
+    """The mixture of its tables, by file name. Raises ValueError or ConfigError for what cannot be one."""
+    names, step_S, (weight_SK,) = _wide(MIXTURE, tables.pop(MIXTURE), "weight")
+    trajectory: tuple[MixState, ...] = ()
+    if TRAJECTORY in tables:
+        own_names, state_S, (state_SK, score_SK) = _wide(TRAJECTORY, tables.pop(TRAJECTORY), "weight", "score")
+        if own_names != names:
+            raise ValueError(f"{TRAJECTORY} has other domains than {MIXTURE}")
+        Mixture(names, state_S, state_SK)  # is one, too
+        trajectory = tuple(MixState(*state) for state in zip(state_S.tolist(), state_SK, score_SK, strict=True))
     detail = {
         name.removesuffix(".parquet"): {column: _to_numpy(table.column(column)) for column in table.column_names}
         for name, table in tables.items()
     }
-    facts = (manifest.get("stats") or {}).get("facts", {})
-    return LoadedMixture(folder, manifest, Mixture(names, step_S, weight_SK, trajectory, detail, facts))
+    return Mixture(names, step_S, weight_SK, trajectory, detail, facts)
 
 
 def natural_share(
@@ -130,27 +160,29 @@ def _long(names: Sequence[str], step_S: np.ndarray, values: Mapping[str, np.ndar
     return pa.table({**columns, **{name: np.asarray(v_SK, np.float64).reshape(-1) for name, v_SK in values.items()}})
 
 
-def _schedule(table: pa.Table) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
-    """Domain names, steps (S,) and weights (S, K) of what `_long` made."""
+def _wide(name: str, table: pa.Table, *columns: str) -> tuple[tuple[str, ...], np.ndarray, list[np.ndarray]]:
+    """Domain names, steps (S,) and each of `columns` (S, K) of what `_long` made.
+
+    Raises ValueError for a table in which not every step has the same domains in the same order.
+    """
     step = table.column("step").to_numpy()
-    num_domains = int((step == step[0]).sum())
-    names = tuple(table.column("domain").slice(0, num_domains).to_pylist())
-    return names, step[::num_domains], _wide(table, "weight", num_domains)
-
-
-def _states(table: pa.Table, num_domains: int) -> tuple[MixState, ...]:
-    step_S = table.column("step").to_numpy()[::num_domains].tolist()
-    weight_SK, score_SK = (_wide(table, column, num_domains) for column in ("weight", "score"))
-    return tuple(MixState(*state) for state in zip(step_S, weight_SK, score_SK, strict=True))
-
-
-def _wide(table: pa.Table, column: str, num_domains: int) -> np.ndarray:
-    return np.asarray(table.column(column).to_numpy()).reshape(-1, num_domains)
+    num_domains = int((step == step[0]).sum()) if len(step) else 0
+    if num_domains == 0 or len(step) % num_domains:
+        raise ValueError(f"{name} has {len(step):,} rows, wanted one for each step and domain")
+    code = table.column("domain").combine_chunks()
+    names = tuple(code.slice(0, num_domains).to_pylist())
+    is_whole = (step.reshape(-1, num_domains) == step[::num_domains, None]).all()
+    code_SK = code.indices.to_numpy().reshape(-1, num_domains)
+    if not is_whole or (code_SK != code_SK[0]).any():
+        raise ValueError(f"{name} does not have the same domains at every step")
+    values = [np.asarray(table.column(column).to_numpy()).reshape(-1, num_domains) for column in columns]
+    return names, step[::num_domains], values
 
 
 def _read(folder: Path, manifest: Mapping[str, Any], name: str) -> pa.Table:
     check_file(folder, manifest, name)
     with open_parquet(folder / name) as file:
+        check_types(file.schema_arrow, _COLUMNS.get(name, {}), folder / name)
         return read_columns(file, folder / name)
 
 
@@ -159,13 +191,17 @@ def _to_numpy(column: pa.ChunkedArray) -> np.ndarray:
     return array.astype(str) if array.dtype == object else array
 
 
+def _last_weights(mixture: Mixture) -> dict[str, float]:
+    return dict(zip(mixture.names, mixture.weight_SK[-1].tolist(), strict=True))
+
+
 def _stats(mixture: Mixture, given: Mapping[str, Any]) -> dict[str, Any]:
     weight_K, log_K = mixture.weight_SK[-1], float(np.log(len(mixture.names)))
     found = [*given.get("warnings", []), concentration(mixture.names, weight_K).get("warning")]
     found += [mixture.facts.get("warning"), *mixture.facts.get("warnings", [])]
     return {
         **given,
-        "weights": dict(zip(mixture.names, weight_K.tolist(), strict=True)),
+        "weights": _last_weights(mixture),
         "entropy": mixture.entropy,
         "entropy_share": mixture.entropy / log_K if log_K else None,
         "schedule": {"entries": len(mixture.step_S), "last_step": int(mixture.step_S[-1])},

@@ -10,20 +10,28 @@ import numpy as np
 import pyarrow as pa
 
 from dataflex_tools.artifact.card import dataset_card
-from dataflex_tools.artifact.files import open_parquet, read_columns, with_metadata
+from dataflex_tools.artifact.columns import domains_fault, ids_of
+from dataflex_tools.artifact.files import check_types, open_parquet, read_columns, with_metadata
 from dataflex_tools.artifact.folder import check_can_be_made as check_can_be_made
 from dataflex_tools.artifact.folder import check_out as check_out
 from dataflex_tools.artifact.folder import write_folder
 from dataflex_tools.artifact.ids import as_keys, copies_of
 from dataflex_tools.artifact.manifest import FORMAT, check_file, facet_of, read_manifest
 from dataflex_tools.core.errors import ArtifactError
+from dataflex_tools.core.fingerprint import ids_digest
 from dataflex_tools.core.plan import Budget, Selection, best_copies, select_rows
 
 # N samples of the corpus
 
 SCORES = "scores.parquet"
 _ROWS_PER_GROUP = 2**17  # about 8 MiB of a plan without detail columns
-_RESERVED = ("row", "sample_id", "domain", "num_tokens", "score")
+_COLUMNS = {
+    "row": pa.int64(),
+    "sample_id": pa.binary(16),
+    "domain": pa.dictionary(pa.int32(), pa.string()),
+    "num_tokens": pa.int32(),
+    "score": pa.float64(),
+}
 
 
 @dataclass(frozen=True)
@@ -91,7 +99,11 @@ class LoadedPlan:
 
 
 def load_plan(folder: Path) -> LoadedPlan:
-    """Read a plan artifact. Raises ArtifactError if it is unfinished, of another kind, or its scores were changed."""
+    """Read a plan artifact.
+
+    Raises ArtifactError if it is unfinished, of another kind, its scores were changed, or they cannot be a method's: rows
+    that are not those of its corpus in their order, NaN, or a column of another type.
+    """
     manifest = read_manifest(folder)
     if manifest.get("kind") != "plan":
         raise ArtifactError(f"{folder} is an artifact of kind {manifest.get('kind')!r}, wanted 'plan': give a scored one")
@@ -102,19 +114,41 @@ def load_plan(folder: Path) -> LoadedPlan:
         )
     check_file(folder, manifest, SCORES)
     with open_parquet(folder / SCORES) as file:
+        check_types(file.schema_arrow, _COLUMNS, folder / SCORES)
         table = read_columns(file, folder / SCORES)
     domain = table.column("domain").combine_chunks()
-    ids = b"".join(table.column("sample_id").to_pylist())
-    return LoadedPlan(
+    plan = LoadedPlan(
         folder=folder,
         manifest=manifest,
         table=table,
         score_N=table.column("score").to_numpy(),
         num_tokens_N=table.column("num_tokens").to_numpy(),
-        ids_N16=np.frombuffer(ids, dtype=np.uint8).reshape(-1, 16),
+        ids_N16=ids_of(table.column("sample_id")),
         domain_N=domain.indices.to_numpy().astype(np.int32),
         domain_names=tuple(domain.dictionary.to_pylist()),
     )
+    if fault := _fault(plan):
+        raise ArtifactError(f"{folder / SCORES}: {fault}; no method wrote this, do not use it")
+    return plan
+
+
+def _fault(plan: LoadedPlan) -> str:
+    """What no plan that a method made can have, "" if there is nothing."""
+    corpus, total = plan.manifest["corpus"], len(plan)
+    if total != corpus["rows"]:
+        return f"{total:,} rows, its corpus has {corpus['rows']:,}"
+    if (plan.table.column("row").to_numpy() != np.arange(total)).any():
+        return "its rows are not in the order of the corpus"
+    if ids_digest(plan.ids_N16) != corpus["fingerprint"]:
+        return "its sample ids are not those of its corpus"
+    if np.isnan(plan.score_N).any() or np.isposinf(plan.score_N).any():
+        return "a score is NaN or positive infinity"
+    if (plan.num_tokens_N < 0).any():
+        return "a number of tokens is negative"
+    num_tokens = int(plan.num_tokens_N.sum(dtype=np.int64))
+    if corpus.get("tokens", num_tokens) != num_tokens:
+        return f"{num_tokens:,} tokens, its corpus has {corpus['tokens']:,}"
+    return domains_fault(plan.domain_names, corpus, np.bincount(plan.domain_N, minlength=len(plan.domain_names)))
 
 
 def check_corpus(plan: LoadedPlan, fingerprint: str, ids_N16: np.ndarray) -> None:
@@ -164,7 +198,7 @@ def _table(selection: Selection, rows: PlanRows, own: Mapping[str, Any]) -> pa.T
     total = len(selection.score_N)
     if wrong := {name: length for name, length in lengths.items() if length != total}:
         raise ValueError(f"{total} scores, but {wrong}")
-    if taken := [name for name in selection.detail if name in _RESERVED]:
+    if taken := [name for name in selection.detail if name in _COLUMNS]:
         raise ValueError(f"detail columns {taken} have reserved names")
     ids = pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), total, [None, pa.py_buffer(rows.ids_N16.tobytes())])
     names = pa.array(rows.domain_names, pa.string())

@@ -17,6 +17,7 @@ def stored_numbers(places: Places, name: str) -> np.ndarray:
     number_N = np.full(len(places), np.nan)
     for group in one_ahead(places.groups([name])):
         number_N[group.row_W] = group.table.column(name).to_numpy()[group.local_W]
+        group.check(bool(np.isfinite(number_N[group.row_W]).all()), f"{name} that is not finite")
     return number_N
 
 
@@ -46,7 +47,9 @@ class StoredLists:
                 start_B1 = _starts(length_W[chosen])
                 shift_B = start_G1[group.local_W[chosen]] - start_B1[:-1]
                 element_S = np.arange(start_B1[-1]) + np.repeat(shift_B, length_W[chosen])
-                yield group.row_W[chosen], start_B1, value_G[element_S].astype(np.float32)
+                value_S = value_G[element_S].astype(np.float32)
+                group.check(bool(np.isfinite(value_S).all()), f"{self._name} that is not finite")
+                yield group.row_W[chosen], start_B1, value_S
 
 
 def _starts(length_B: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Samples of a corpus found in the parts of a signal, and their vectors read back, one row group at a time."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -13,17 +13,22 @@ from dataflex_tools.core.errors import ArtifactError
 
 # N samples of a corpus, K of them measured, W wanted of a row group of G, B rows of a block, D columns of the value
 
+_LONGEST = 2.0  # of a vector that was scaled to 1, rounded to any storage
 _BLOCK_BYTES = 8 * 2**20  # float32 values handed out at a time; stays in the cache, twice as fast as 32 MiB (measured)
 
 
 class Part(NamedTuple):
-    """One finished part: its ids in storage order and the position of its first row within the signal."""
+    """One finished part: its ids in storage order and the position of its first row within the signal.
+
+    `values_digest`: what it says of its values itself; parts of earlier versions do not.
+    """
 
     number: int
     path: Path
     first_row: int
     ids_B16: np.ndarray
     ids_digest: str
+    values_digest: str | None = None
 
     @property
     def num_rows(self) -> int:
@@ -32,19 +37,28 @@ class Part(NamedTuple):
 
 
 class Group(NamedTuple):
-    """One row group: corpus rows wanted of it, where each stands in it (duplicates share a place), and its columns."""
+    """One row group: corpus rows wanted of it, where each stands in it (duplicates share a place), its columns, its file."""
 
     row_W: np.ndarray
     local_W: np.ndarray
     table: pa.Table
+    path: Path
+
+    def check(self, is_right: bool, what: str) -> None:
+        """Raise ArtifactError for values that no measurement wrote."""
+        if not is_right:
+            raise ArtifactError(
+                f"{self.path} has a {what}, which flextools never writes; delete this file and run `flextools score` again"
+            )
 
 
 class Places:
     """Where the samples of a corpus stand in the parts of a signal."""
 
-    def __init__(self, parts: Sequence[Part], stored_N: np.ndarray) -> None:
-        """`stored_N`: place of each corpus row among the rows of `parts` put end to end, -1 for none."""
-        self._parts, self._num_samples = parts, len(stored_N)
+    def __init__(self, parts: Sequence[Part], stored_N: np.ndarray, check: Callable[[Part], None]) -> None:
+        """`stored_N`: place of each corpus row among the rows of `parts` put end to end, -1 for none; `check` raises for a
+        part that must not be used."""
+        self._parts, self._num_samples, self._check = parts, len(stored_N), check
         row_K = np.flatnonzero(stored_N >= 0)
         order_K = np.argsort(stored_N[row_K], kind="stable")
         self._row_K, self._stored_K = row_K[order_K], stored_N[row_K][order_K]
@@ -55,12 +69,13 @@ class Places:
     def groups(self, columns: Sequence[str]) -> Iterator[Group]:
         """Each row group that holds a wanted row, in storage order.
 
-        Raises ArtifactError if a part was removed or replaced since the store was opened.
+        Raises ArtifactError if a part was removed or replaced since the store was opened, or is not as it was written.
         """
         start = 0
         for part in self._parts:
             stop = start + part.num_rows
             if self._range(start, stop):
+                self._check(part)
                 with open_parquet(part.path) as file:
                     if own_metadata(file, part.path).get("ids_digest") != part.ids_digest:
                         raise ArtifactError(f"{part.path} was replaced while it was read; run `flextools score` again")
@@ -70,7 +85,7 @@ class Places:
                         if wanted := self._range(first, last):
                             table = read_columns(file, part.path, columns, group=group)
                             chosen = slice(wanted.start, wanted.stop)
-                            yield Group(self._row_K[chosen], self._stored_K[chosen] - first, table)
+                            yield Group(self._row_K[chosen], self._stored_K[chosen] - first, table, part.path)
                         first = last
             start = stop
 
@@ -103,9 +118,13 @@ class StoredRows:
         for group in one_ahead(self._places.groups(["norm", "value"])):
             raw_GD = flat_values(group.table.column("value")).reshape(-1, self._dim)
             norm_G = group.table.column("norm").to_numpy().astype(np.float32)
+            group.check(bool(np.isfinite(norm_G).all()), "norm that is not finite")
             for low in range(0, len(group.row_W), rows_per_block):
                 local_B = group.local_W[low : low + rows_per_block]
-                yield group.row_W[low : low + rows_per_block], _unit(raw_GD[local_B]), norm_G[local_B]
+                value_BD, length_B = _unit(raw_GD[local_B])
+                # infinity and NaN of float16 were widened to 65536 and more
+                group.check(bool((length_B < _LONGEST).all()), "value that is not a vector of length 1")
+                yield group.row_W[low : low + rows_per_block], value_BD, norm_G[local_B]
 
 
 def one_ahead(groups: Iterator[Group]) -> Iterator[Group]:
@@ -123,12 +142,13 @@ def flat_values(column: pa.ChunkedArray) -> np.ndarray:
     return chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
 
 
-def _unit(raw_BD: np.ndarray) -> np.ndarray:
+def _unit(raw_BD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(rows scaled to length 1, their lengths before)."""
     # stored rows are unit up to the rounding of float16; a cosine should not inherit that
     value_BD = _widened(raw_BD) if raw_BD.dtype == np.float16 else raw_BD.astype(np.float32)
     length_B = np.sqrt(np.einsum("bd,bd->b", value_BD, value_BD))
     value_BD /= np.where(length_B > 0, length_B, 1)[:, None]
-    return value_BD
+    return value_BD, length_B
 
 
 def _widened(half_BD: np.ndarray) -> np.ndarray:

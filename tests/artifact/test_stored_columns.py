@@ -131,7 +131,7 @@ def test_a_part_replaced_while_in_use_is_found(tmp_path: Path) -> None:
     lists = measure(tmp_path / "a", ids_N16).lists(ids_N16, "token_loss")
     measure(tmp_path / "b", random_ids(4, seed=1))
     os.replace(tmp_path / "b" / "part-00000.parquet", tmp_path / "a" / "part-00000.parquet")
-    with pytest.raises(ArtifactError, match="was replaced"):
+    with pytest.raises(ArtifactError, match="was changed"):
         read(lists)
 
 
