@@ -60,7 +60,7 @@ class Kind:
 
     def _files(self) -> dict[str, str]:
         assert self.checkpoint is not None
-        files = checkpoint_spec(self.checkpoint)
+        files = checkpoint_spec(self.checkpoint, self.context.cache)
         del files["moments"]  # only an Adam-scaled gradient depends on them
         return files
 
@@ -84,7 +84,7 @@ class GradientKind(Kind):
 
     def _files(self) -> dict[str, str]:
         assert self.checkpoint is not None
-        return super()._files() if self.settings.adam == "none" else checkpoint_spec(self.checkpoint)
+        return super()._files() if self.settings.adam == "none" else checkpoint_spec(self.checkpoint, self.context.cache)
 
     def columns(self) -> pa.Schema:
         """num_tokens, norm, value."""

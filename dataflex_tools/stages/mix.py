@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dataflex_tools.artifact.manifest import MANIFEST, read_manifest
+from dataflex_tools.artifact.manifest import MANIFEST, check_files, read_manifest, read_unchecked
 from dataflex_tools.artifact.mixture import write_mixture
 from dataflex_tools.artifact.plan import check_out
 from dataflex_tools.core import dist
@@ -177,9 +177,18 @@ def has_plan(out: str, address: str, config: dict[str, Any], settings: Any, *, o
     """
     if not (Path(out) / MANIFEST).exists():
         return False
-    found = read_manifest(Path(out))
-    if found.get("address") == address or overwrite:
-        return found.get("address") == address
+    found = read_unchecked(Path(out))
+    is_same = found.get("address") == address
+    try:
+        found = read_manifest(Path(out))
+        if is_same:
+            check_files(Path(out), found)
+    except ArtifactError:
+        if overwrite:
+            return False
+        raise
+    if is_same or overwrite:
+        return is_same
     before = {**found.get("config", {}), "settings": found.get("settings", {})}
     now = {**config, "settings": to_mapping(settings)}
     names = ", ".join(differences(before, now)) or "the content of data or model"

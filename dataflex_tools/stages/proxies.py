@@ -16,12 +16,21 @@ from typing import Any
 import numpy as np
 
 from dataflex_tools.artifact.files import remove_leftovers, write_bytes
-from dataflex_tools.artifact.manifest import MANIFEST, check_file, file_entry, read_manifest, write_manifest
+from dataflex_tools.artifact.manifest import (
+    MANIFEST,
+    check_file,
+    check_files,
+    file_entry,
+    read_manifest,
+    write_manifest,
+)
+from dataflex_tools.artifact.schema import read_json
 from dataflex_tools.artifact.signal import SignalStore, signal_folder
 from dataflex_tools.core import dist
 from dataflex_tools.core.config import to_mapping
 from dataflex_tools.core.errors import ArtifactError, DataError
 from dataflex_tools.core.fingerprint import digest
+from dataflex_tools.core.hashes import digests_in
 from dataflex_tools.core.mixing import Domains, MixState, Mixture, Observation
 from dataflex_tools.core.rng import generator
 from dataflex_tools.methods.base import OnlineMixer, StaticMixer, SwarmMixer
@@ -136,8 +145,11 @@ def _measured_losses(prepared: Prepared, model: ModelSettings, rows: np.ndarray)
         "kind": "token_loss", "model": sha256, "dtype": model.dtype, "render": tokens.render_digest,
         "settings": settings.address(),
     }  # fmt: skip
-    store = SignalStore(signal_folder(prepared.root, spec), spec, token_loss_columns(settings.storage))
-    if len(store.missing(tokens.ids_N16[rows])) == 0 and (store.folder / MANIFEST).exists():
+    columns, digests = token_loss_columns(settings.storage), digests_in(prepared.cache)
+    store = SignalStore(signal_folder(prepared.root, spec), spec, columns, digests)
+    if dist.is_main():
+        store.check()
+    if len(store.missing(tokens.ids_N16[rows])) == 0 and store.is_finished:
         if dist.is_main():
             logger.info("reused: token losses of the reference (%s)", store.folder.name)
         return store
@@ -158,16 +170,19 @@ def _given_losses(prepared: Prepared, folder: Path) -> SignalStore:
     manifest, tokens = read_manifest(folder), prepared.text.train
     if manifest.get("signal") != "token_loss":
         raise ArtifactError(f"{folder} is no token_loss signal; give one that `flextools score --method doremi` wrote")
-    if (found := manifest["spec"]["render"]) != tokens.render_digest:
-        theirs, ours = manifest["tokenizer"]["sha256"], prepared.tokenizer.sha256
+    if (found := str(manifest["spec"].get("render"))) != tokens.render_digest:
+        theirs, ours = str((manifest.get("tokenizer") or {}).get("sha256")), prepared.tokenizer.sha256
         what = f"tokenizer {theirs[:16]}" if theirs != ours else f"packing {found[:16]}"
         own = f"tokenizer {ours[:16]}" if theirs != ours else f"packing {tokens.render_digest[:16]}"
         raise ArtifactError(
             f"{folder} was measured with {what}, the data is read with {own} ({prepared.config.model.path}, "
             f"{_pack_text(prepared)}); use the same tokenizer and pack settings, or measure a reference anew"
         )
-    storage = manifest["spec"]["settings"]["storage"]
-    return SignalStore(folder, manifest["spec"], token_loss_columns(storage))
+    settings = manifest["spec"].get("settings")
+    storage = settings.get("storage") if isinstance(settings, Mapping) else None
+    if storage not in ("float16", "float32"):
+        raise ArtifactError(f"{folder} does not say how its losses are stored (spec.settings.storage); do not use it")
+    return SignalStore(folder, manifest["spec"], token_loss_columns(storage), digests_in(prepared.cache))
 
 
 def _pack_text(prepared: Prepared) -> str:
@@ -211,12 +226,15 @@ def train_swarm(prepared: Prepared, method: SwarmMixer, parents: list[dict[str, 
     weight_SK = method.mixtures(domains, rng=generator(config.seed, config.method, "mixtures"))
     spec = prepared.base | {"kind": "swarm", "held_out": [prepared.text.held_out_digest, config.proxy.held_out_rows]}
     folder = prepared.root / "models" / f"swarm-{digest(spec)[:16]}"
-    loss_SK = np.stack([_swarm_run(prepared, folder, weight_K, f"{i + 1} of {len(weight_SK)}")
+    known = _swarm_entries(folder, spec)
+    loss_SK = np.stack([_swarm_run(prepared, folder, weight_K, f"{i + 1} of {len(weight_SK)}", known)
                         for i, weight_K in enumerate(weight_SK)])  # fmt: skip
     if dist.is_main():
         names = sorted(path.name for path in folder.glob("*.json") if path.name != MANIFEST)
-        info = {"model": prepared.model_info, "spec": spec, "parents": [], "stats": {"trainings": len(names)}}
-        write_manifest(folder, {"kind": "model", **info, "files": [file_entry(folder, name) for name in names]})
+        if names != sorted(known):
+            info = {"model": prepared.model_info, "spec": spec, "parents": [], "stats": {"trainings": len(names)}}
+            files = [known.get(name) or file_entry(folder, name) for name in names]
+            write_manifest(folder, {"kind": "model", **info, "files": files})
     dist.barrier()
     parents.append(_parent(prepared.root, folder))
     mixture = method.fit(domains, weight_SK, loss_SK, rng=generator(config.seed, config.method, "fit"))
@@ -225,7 +243,31 @@ def train_swarm(prepared: Prepared, method: SwarmMixer, parents: list[dict[str, 
     return replace(mixture, tables={**mixture.tables, "swarm": columns})
 
 
-def _swarm_run(prepared: Prepared, folder: Path, weight_K: np.ndarray, where: str) -> np.ndarray:
+def _swarm_entries(folder: Path, spec: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What the swarm's manifest says of each training's file, by name, once they are seen to be as they were written."""
+    if not (folder / MANIFEST).exists():
+        return {}
+    manifest = read_manifest(folder)
+    if digest(manifest.get("spec")) != digest(spec):
+        raise ArtifactError(f"{folder} is not the swarm of that address; delete it and run `flextools score` again")
+    known = {entry["path"]: entry for entry in manifest["files"] if (folder / entry["path"]).exists()}
+    for name in known:  # one that was deleted is trained again
+        check_file(folder, manifest, name)
+    return known
+
+
+def _swarm_losses(path: Path, weight_K: np.ndarray, is_listed: bool) -> np.ndarray:
+    """The losses a training left. Raises ArtifactError if they are not as they were written, or of other weights."""
+    found = read_json(path)
+    body = {key: found.get(key) for key in ("weights", "losses")} if isinstance(found, dict) else {}
+    is_right = is_listed or (body and found.get("digest") == digest(body))
+    losses = body.get("losses") if is_right and body.get("weights") == weight_K.tolist() else None
+    if not isinstance(losses, list) or [type(loss) for loss in losses] != [float] * len(weight_K):
+        raise ArtifactError(f"{path} was changed after it was written; delete it and run `flextools score` again")
+    return np.array(losses, dtype=np.float64)
+
+
+def _swarm_run(prepared: Prepared, folder: Path, weight_K: np.ndarray, where: str, known: Mapping[str, Any]) -> np.ndarray:
     """Held-out loss of each domain after a training on these weights, nats per token; kept, the model is not."""
     from dataflex_tools.models.load import device, load_model
     from dataflex_tools.score.held_out import held_out_losses
@@ -248,16 +290,20 @@ def _swarm_run(prepared: Prepared, folder: Path, weight_K: np.ndarray, where: st
         if dist.is_main():
             result = {"weights": weight_K.tolist(), "losses": seen.mean_K.tolist()}
             remove_leftovers(folder)
-            write_bytes(path, json.dumps(result).encode())
+            write_bytes(path, json.dumps({**result, "digest": digest(result)}).encode())
             shutil.rmtree(work)
         dist.barrier()
-    return np.array(json.loads(path.read_text(encoding="utf-8"))["losses"])
+    return _swarm_losses(path, weight_K, path.name in known)
 
 
 def _train(prepared: Prepared, title: str, spec: Mapping[str, Any], mixture: Mixture, loop: Any = None) -> Path:
     """The folder of a trained small model, an artifact of kind `model`; found, or trained now."""
     folder = prepared.root / "models" / f"{spec['kind']}-{digest(spec)[:16]}"
     if (folder / MANIFEST).exists():
+        manifest = read_manifest(folder)
+        if digest(manifest.get("spec")) != digest(spec):
+            raise ArtifactError(f"{folder} is not the {title} of that address; delete it and run `flextools score` again")
+        check_files(folder, manifest, digests_in(prepared.cache))
         if dist.is_main():
             logger.info("reused: %s (%s)", title, folder.name)
             _remove_work(folder)
@@ -296,14 +342,19 @@ def _fit(prepared: Prepared, folder: Path, mixture: Mixture, made_from: Mapping[
 
 
 def _write_states(path: Path, states: tuple[MixState, ...]) -> None:
-    """As JSON, whose numbers come back to the last bit."""
-    body = [{"step": state.step, "weight": state.weight_K.tolist(), "score": state.score_K.tolist()} for state in states]
-    write_bytes(path, json.dumps(body).encode())
+    """As JSON, whose numbers come back to the last bit; a score that was never seen is null."""
+    body = [
+        {"step": state.step, "weight": state.weight_K.tolist(), "score": [None if np.isnan(x) else x for x in state.score_K]}
+        for state in states
+    ]
+    write_bytes(path, json.dumps(body, allow_nan=False).encode())
 
 
 def _read_states(path: Path) -> tuple[MixState, ...]:
     body = json.loads(path.read_text(encoding="utf-8"))
-    return tuple(MixState(item["step"], np.array(item["weight"]), np.array(item["score"])) for item in body)
+    score = [[np.nan if x is None else x for x in item["score"]] for item in body]
+    states = zip(body, score, strict=True)
+    return tuple(MixState(item["step"], np.array(item["weight"]), np.array(score_K)) for item, score_K in states)
 
 
 def _parent(root: Path, folder: Path) -> dict[str, str]:

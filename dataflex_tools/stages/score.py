@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dataflex_tools.artifact.ids import first_occurrences
-from dataflex_tools.artifact.manifest import MANIFEST, check_file, read_manifest, read_unchecked
+from dataflex_tools.artifact.manifest import MANIFEST, check_files, read_manifest, read_unchecked
 from dataflex_tools.artifact.plan import LoadedPlan, PlanRows, check_corpus, check_out, load_plan, write_plan
 from dataflex_tools.artifact.signal import vector_columns
 from dataflex_tools.core import dist
@@ -201,8 +201,8 @@ def is_done(prepared: Prepared, *, overwrite: bool) -> bool:
     is_same = found.get("address") == prepared.address
     try:
         read_manifest(out)
-        for entry in found["files"] if is_same else ():
-            check_file(out, found, entry["path"])
+        if is_same:
+            check_files(out, found)
     except ArtifactError:
         if overwrite:
             return False

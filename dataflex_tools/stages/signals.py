@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dataflex_tools.artifact.manifest import MANIFEST, read_manifest
+from dataflex_tools.artifact.manifest import read_manifest
 from dataflex_tools.artifact.signal import SignalStore, signal_folder
 from dataflex_tools.core import dist
 from dataflex_tools.core.errors import ConfigError
+from dataflex_tools.core.hashes import digests_in
 from dataflex_tools.core.signals import Need, Rows
 from dataflex_tools.models.settings import ModelSettings
 from dataflex_tools.stages.inputs import Side
@@ -50,7 +51,7 @@ class SignalJob:
     @property
     def is_complete(self) -> bool:
         """Whether nothing is left to measure and the folder says so."""
-        return self.num_missing == 0 and (self.store.folder / MANIFEST).exists()
+        return self.num_missing == 0 and self.store.is_finished
 
     @property
     def num_rows(self) -> int:
@@ -80,13 +81,13 @@ def plan_jobs(
         for need, rows in needs:
             if need.at_checkpoints == (checkpoint is not None):
                 kind = KINDS[need.kind](context, need, side_of(need), checkpoint)
-                jobs.append(_plan_job(root, kind, rows))
+                jobs.append(_plan_job(root, kind, rows, context.cache))
     return jobs
 
 
-def _plan_job(root: Path, kind: Kind, rows: np.ndarray | None) -> SignalJob:
+def _plan_job(root: Path, kind: Kind, rows: np.ndarray | None, cache: Path) -> SignalJob:
     spec, tokens = kind.spec(), kind.side.tokens
-    store = SignalStore(signal_folder(root, spec), spec, kind.columns())
+    store = SignalStore(signal_folder(root, spec), spec, kind.columns(), digests_in(cache))
     wanted = tokens.rows_with_labels() if rows is None else rows
     return SignalJob(kind, store, rows, len(store.missing(tokens.ids_N16[wanted])))
 
@@ -123,7 +124,13 @@ def check_space(root: Path, num_bytes: int) -> None:
 
 
 def run_jobs(root: Path, jobs: Sequence[SignalJob], context: Context, warmup: Warmup | None) -> None:
-    """Measure what is missing; a model is loaded only if something is, each adapter once."""
+    """Measure what is missing; a model is loaded only if something is, each adapter once.
+
+    Raises ArtifactError, before anything is measured, for a stored part that is not as it was written.
+    """
+    if dist.is_main():
+        for job in jobs:
+            job.store.check()
     number = 0
     for checkpoint in dict.fromkeys(job.kind.checkpoint for job in jobs):
         here = [job for job in jobs if job.kind.checkpoint == checkpoint]

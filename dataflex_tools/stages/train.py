@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dataflex_tools.artifact.files import list_visible, remove_leftovers
-from dataflex_tools.artifact.manifest import MANIFEST, file_entry, read_manifest, write_manifest
+from dataflex_tools.artifact.manifest import MANIFEST, check_files, file_entry, read_manifest, write_manifest
 from dataflex_tools.artifact.mixture import LoadedMixture, facet_of, load_mixture
 from dataflex_tools.artifact.plan import (
     LoadedPlan,
@@ -409,6 +409,7 @@ def is_done(prepared: PreparedRun) -> bool:
         return False  # a run that was begun compares itself with how it was started
     found = read_manifest(out)
     if found.get("address") == prepared.address:
+        check_files(out, found)
         return True
     digests = [parent["digest"] for parent in found["parents"]]
     known = {"plan": digests[0] if len(digests) == 1 else digests, **{k: found.get(k) for k in ("model", "tokenizer")}}

@@ -12,11 +12,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dataflex_tools.artifact.files import remove_leftovers
-from dataflex_tools.artifact.manifest import MANIFEST, check_file, file_entry, read_manifest, write_manifest
+from dataflex_tools.artifact.manifest import (
+    MANIFEST,
+    check_file,
+    check_files,
+    file_entry,
+    read_manifest,
+    write_manifest,
+)
 from dataflex_tools.core import dist
 from dataflex_tools.core.config import from_mapping, to_mapping
-from dataflex_tools.core.errors import ConfigError
-from dataflex_tools.core.fingerprint import digest, file_sha256
+from dataflex_tools.core.errors import ArtifactError, ConfigError
+from dataflex_tools.core.fingerprint import digest
+from dataflex_tools.core.hashes import digests_in
 from dataflex_tools.models.settings import ModelSettings
 from dataflex_tools.stages.inputs import Side, router_rule
 from dataflex_tools.train.settings import TrainingSettings, WarmupSettings
@@ -99,28 +107,33 @@ def find_warmup(root: Path, spec: Mapping[str, Any], side: Side, settings: Warmu
     ids_k16 = side.tokens.ids_N16[rows_of(side, settings)]
     exact = root / "models" / f"warmup-{digest({**spec, 'samples': [i.tobytes().hex() for i in ids_k16]})[:16]}"
     if (exact / "manifest.json").exists():
-        return _whole(Warmup(exact, read_manifest(exact))), exact
+        return _whole(root, Warmup(exact, read_manifest(exact)), spec), exact
     known = {item.tobytes() for item in side.tokens.ids_N16}
     for folder in sorted((root / "models").glob("warmup-*")):
         if not (folder / "manifest.json").exists():
             continue
         manifest = read_manifest(folder)
-        rows_then = manifest["corpus"]["rows"]
+        if digest(manifest.get("settings")) != digest(spec):
+            continue
+        check_file(folder, manifest, "samples.parquet")
+        rows_then = (manifest.get("corpus") or {}).get("rows", 0)
         is_near = abs(len(side.corpus) - rows_then) <= settings.max_growth * rows_then
-        if manifest["settings"] == spec and is_near and known.issuperset(_sample_ids(folder)):
+        if is_near and known.issuperset(_sample_ids(folder)):
             if dist.is_main():
                 logger.info(
                     "warm-up %s was made on %d rows, the corpus now has %d: used, since warmup.max_growth=%s",
                     folder.name, rows_then, len(side.corpus), settings.max_growth,
                 )  # fmt: skip
-            return _whole(Warmup(folder, manifest)), exact
+            return _whole(root, Warmup(folder, manifest), spec), exact
     return None, exact
 
 
-def _whole(warmup: Warmup) -> Warmup:
+def _whole(root: Path, warmup: Warmup, spec: Mapping[str, Any]) -> Warmup:
     """The warm-up, once its files are seen to be as they were written. Raises ArtifactError otherwise."""
-    for entry in warmup.manifest["files"]:
-        check_file(warmup.folder, warmup.manifest, entry["path"])
+    folder, manifest = warmup.folder, warmup.manifest
+    if digest(manifest.get("settings")) != digest(spec) or not (manifest.get("stats") or {}).get("checkpoints"):
+        raise ArtifactError(f"{folder} is not the warm-up of that address; delete it and run `flextools score` again")
+    check_files(folder, manifest, digests_in(root / "cache"))
     return warmup
 
 
@@ -166,7 +179,7 @@ def make_warmup(folder: Path, spec: Mapping[str, Any], side: Side, model: ModelS
     return Warmup(folder, read_manifest(folder))
 
 
-def checkpoint_spec(checkpoint: Path) -> dict[str, str]:
+def checkpoint_spec(checkpoint: Path, cache: Path) -> dict[str, str]:
     """Content addresses of a checkpoint's adapter, its configuration, and its Adam moments."""
-    names = ("adapter_model.safetensors", "adapter_config.json", "moments.safetensors")
-    return {name.split(".")[0]: file_sha256(checkpoint / name) for name in names}
+    names, digests = ("adapter_model.safetensors", "adapter_config.json", "moments.safetensors"), digests_in(cache)
+    return {name.split(".")[0]: digests.sha256(checkpoint / name) for name in names}

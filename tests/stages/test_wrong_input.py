@@ -568,14 +568,37 @@ def test_a_changed_or_unfinished_plan_is_refused_and_can_be_made_again(run: Any,
         refuse("has no manifest.json: the score stage has not finished; run `flextools score` again", *argv)
 
 
-def test_a_changed_part_of_a_signal_is_found(run: Any, refuse: Any) -> None:
-    part = sorted(Path("artifacts/signals").glob("*/part-00000.parquet"))[0]
-    flip(part)
-    result = run("verify", str(part.parent))
-    assert (result.code, "part-00000.parquet was changed" in result.out) == (1, True)
-    refuse(rf"{part.parent}/part-00000.parquet (cannot be read|was changed).*delete", *AGAIN)
+@pytest.mark.parametrize("where", ["first page", "footer"])
+def test_a_changed_part_of_a_signal_is_found(run: Any, refuse: Any, no_model: None, where: str) -> None:
+    for part in sorted(Path("artifacts/signals").glob("*/part-00000.parquet")):
+        content = bytearray(part.read_bytes())
+        footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+        # the producer's name ends the footer: whoever reads the values never looks at it
+        content[64 if where == "first page" else content.rindex(b"parquet-cpp")] ^= 1
+        assert (where == "footer") == (content != part.read_bytes() and content[:footer] == part.read_bytes()[:footer])
+        whole = part.read_bytes()
+        part.write_bytes(content)
+        result = run("verify", str(part.parent))
+        assert (result.code, "part-00000.parquet was changed" in result.out) == (1, True)
+        refuse(rf"{part} (was changed|cannot be read as Parquet).*delete this file and run `flextools score` again", *AGAIN)
+        part.write_bytes(whole)
     cut(str(part), 100)
-    refuse(rf"{part.parent}/part-00000.parquet cannot be read as Parquet.*delete this file", *AGAIN)
+    refuse(rf"{part} cannot be read as Parquet.*delete this file", *AGAIN)
+
+
+def test_a_changed_part_that_was_deleted_is_measured_anew(run: Any) -> None:
+    part = sorted(Path("artifacts/signals").glob("*/part-00000.parquet"))[0]
+    whole = part.read_bytes()
+    part.unlink()
+    assert run(*AGAIN).code == 0
+    assert part.read_bytes() == whole
+    assert run("verify", str(part.parent)).code == 0
+
+
+def test_a_finished_run_that_was_changed_is_not_reused(refuse: Any) -> None:
+    flip(Path("runs/x/model/adapter_model.safetensors"))
+    again = ["train", "--artifacts", "artifacts/less", "--fraction", "0.5", "--out", "runs/x", *SHORT]
+    refuse("adapter_model.safetensors was changed.*train again into another --out", *again)
 
 
 def test_a_changed_warm_up_is_found(refuse: Any) -> None:
@@ -586,11 +609,18 @@ def test_a_changed_warm_up_is_found(refuse: Any) -> None:
     refuse("checkpoint-1/moments.safetensors is missing; delete", *AGAIN)
 
 
-@pytest.mark.parametrize("ending", ["arrow", "json"])
-def test_a_damaged_cache_is_named(refuse: Any, ending: str) -> None:
-    for path in Path("artifacts/cache/corpus").glob(f"*.{ending}"):
-        cut(str(path), 20)
-    refuse(rf"cache file artifacts/cache/corpus/\w+\.{ending} is damaged.*delete it and run again", *AGAIN)
+@pytest.mark.parametrize("folder", ["corpus", "tokens"])
+def test_a_damaged_cache_is_made_anew_and_said(run: Any, folder: str) -> None:
+    assert run(*AGAIN).code == 0
+    scores = Path("artifacts/new/scores.parquet").read_bytes()
+    shutil.rmtree("artifacts/new")
+    paths = [path for path in Path("artifacts/cache", folder).rglob("*") if path.is_file()]
+    for path in paths:
+        flip(path)
+    result = run(*AGAIN)
+    assert result.code == 0, result.err
+    assert re.search(rf"cache files are not as they were written.* made anew \(first: artifacts/cache/{folder}/", result.err)
+    assert Path("artifacts/new/scores.parquet").read_bytes() == scores
 
 
 # --- training
