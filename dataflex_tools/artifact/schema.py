@@ -81,6 +81,25 @@ class _Tokenizer(_Fields):
     render: str | None = None
 
 
+class _ReadBy(_Tokenizer):
+    """What a plan or run says of the tokenizer: it is compared with the one at hand."""
+
+    sha256: str
+    template: str
+
+
+class _ScoreConfig(_Fields):
+    stage: Literal["score"] = "score"
+    model: dict[str, Any] = Field(default_factory=dict)
+    drop_overlap: bool = False
+
+
+class _TrainConfig(_Fields):
+    stage: Literal["train"]
+    model: dict[str, Any]
+    artifacts: Annotated[list[str], Field(min_length=1)]
+
+
 class _Source(_Fields):
     path: str
     domain: str
@@ -115,8 +134,7 @@ class _Manifest(_Fields):
     licence: str | None = None
     method: str | None = None
     address: str | None = None
-    settings: dict[str, Any] = Field(default_factory=dict)
-    config: dict[str, Any] = Field(default_factory=dict)
+    settings: dict[str, Any] | None = None
     spec: dict[str, Any] = Field(default_factory=dict)
     corpus: _Corpus | None = None
     model: _Model | None = None
@@ -134,9 +152,9 @@ class _Plan(_Manifest):
     method: str
     corpus: _Corpus
     model: _Model | None
-    tokenizer: _Tokenizer | None
+    tokenizer: _ReadBy | None
     settings: dict[str, Any]
-    config: dict[str, Any]
+    config: _ScoreConfig
     parents: Annotated[list[_Parent], FailFast()]
     stats: _Stats
 
@@ -156,6 +174,7 @@ class _MixtureStats(_Stats):
 
 
 class _Mixture(_Plan):
+    tokenizer: _ReadBy
     stats: _MixtureStats
 
 
@@ -168,8 +187,8 @@ class _RunStats(_Stats):
 class _Run(_Manifest):
     corpus: _Corpus
     model: _Model
-    tokenizer: _Tokenizer
-    config: dict[str, Any]
+    tokenizer: _ReadBy
+    config: _TrainConfig
     parents: Annotated[list[_Parent], FailFast()]
     stats: _RunStats
 

@@ -234,7 +234,11 @@ class SignalStore:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the manifest lists exactly the parts that are there, and states what they are now."""
+        """Whether the manifest lists exactly the parts that are there, and states what they are now.
+
+        Looks at the folder again, as `missing` does.
+        """
+        self.refresh()
         entries, parts = self._entries(), self._parts.values()
         is_listed = bool(entries) and list(entries) == [part.path.name for part in parts]
         return is_listed and all(self._fits(p.path, entries) for p in parts if p.number in self._planned)

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar
 
 from dataflex_tools.artifact.manifest import MANIFEST, read_unchecked
 from dataflex_tools.core.config import check_keys, from_mapping, merged, require, to_mapping
-from dataflex_tools.core.errors import ConfigError, did_you_mean
+from dataflex_tools.core.errors import ArtifactError, ConfigError, did_you_mean
 from dataflex_tools.core.plan import Budget
 from dataflex_tools.data.packed import PackSettings
 from dataflex_tools.data.sources import SourceSpec, parse_source
@@ -306,6 +306,8 @@ def restored(folder: Path, config: Mapping[str, Any]) -> Any:
 
     Without what would run code (see `without_code`); a reward that is nothing without it is left out.
     """
+    if config.get("stage") not in STAGES:
+        raise ArtifactError(f"{folder} does not record how it was made (config.stage); give one that flextools wrote")
     values = {key: value for key, value in without_code(config).items() if key != "stage"}
     reward = (values.get("reward_gradient") or {}).get("reward") or {}
     if reward.get("kind") in _CODE:

@@ -221,7 +221,7 @@ def _differing(found: Mapping[str, Any], prepared: Prepared) -> str:
 
     def settings(config: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
         kept = {key: value for key, value in config.items() if key not in by_content}
-        model = {key: value for key, value in config["model"].items() if key not in ("path", "revision")}
+        model = {key: value for key, value in (config.get("model") or {}).items() if key not in ("path", "revision")}
         return {**kept, "model": model, "settings": own}
 
     now = settings(without_code(recorded(prepared.config)), to_mapping(prepared.method.settings))
@@ -230,7 +230,7 @@ def _differing(found: Mapping[str, Any], prepared: Prepared) -> str:
     contents = {
         "the pool's content": found["corpus"]["fingerprint"] == prepared.pool.corpus.fingerprint,
         "the target's content": targets == [prepared.target.corpus.fingerprint if prepared.target else None],
-        "the model's weights": found["model"]["sha256"] == prepared.model_info["sha256"],
+        "the model's weights": (found["model"] or {}).get("sha256") == prepared.model_info["sha256"],
     }
     names += [name for name, is_equal in contents.items() if not is_equal]
     unnamed = "tokenizer, subtasks, reference, how copies of a sample are scored, or checkpoints are weighed"

@@ -338,7 +338,7 @@ def _sampler(config: TrainConfig, plans: Plans, side: inputs.Side, rows: np.ndar
 
 def _without_dropped(corpus: Any, plan: LoadedPlan, cache: Path) -> Any:
     """The corpus as the score stage saw it: without target rows if it was told to drop them."""
-    if not plan.manifest["config"]["drop_overlap"]:
+    if not plan.manifest["config"].get("drop_overlap"):
         return corpus
     target = inputs.read_corpus(restored(plan.folder, plan.manifest["config"]).target, cache, group="subtask")
     return inputs.drop_target_rows(corpus, target, drop=True)
