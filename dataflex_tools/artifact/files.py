@@ -1,10 +1,11 @@
 """Files that are complete or absent (hidden temporary, fsync, rename), and Parquet with equal bytes for equal rows."""
 
 import json
+import math
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 
 from dataflex_tools.core.errors import ArtifactError
 from dataflex_tools.core.fingerprint import canonical_json
+from dataflex_tools.core.temporary import temporary_for
 
 METADATA_KEY = b"flextools"
 # a file is opened only if what it unpacks to is in proportion: (measured) plans unpack to 3 times their size, signals to 1
@@ -25,17 +27,12 @@ _UNREADABLE = (pa.lib.ArrowException, OSError, ValueError)
 _TEMPORARY = re.compile(r"\..+\.(tmp|old)")
 
 
-def temporary_for(path: Path) -> Path:
-    """A hidden name beside `path`, so that the rename stays within one file system."""
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-
 def remove_leftovers(folder: Path, name: str | None = None) -> None:
     """Remove the temporaries that killed processes left in `folder`: all, or those for the file or folder `name`.
 
-    For one process, while no other writes there.
+    Only under the lock of what is written (`core.lock`): those of a process that lives look the same.
     """
-    of_name = re.compile(rf"\.{re.escape(name)}\.\d+\.(tmp|old)") if name is not None else _TEMPORARY
+    of_name = re.compile(rf"\.{re.escape(name)}\.[0-9a-f]+\.(tmp|old)") if name is not None else _TEMPORARY
     for path in folder.iterdir():
         if not of_name.fullmatch(path.name):
             continue
@@ -69,6 +66,36 @@ def write_bytes(path: Path, content: bytes) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync(path.parent)
+
+
+def require_finite(path: Path, value: Any) -> None:
+    """Raise ArtifactError with the place of the first NaN or infinity in a JSON value: `path`, which
+    a later start must be able to read, would not be JSON.
+    """
+    for place, number in _numbers(value):
+        if not math.isfinite(number):
+            raise ArtifactError(
+                f"{path} is not written: {place} is {number}, wanted a finite number; look at the data, "
+                "the learning rate and the settings it comes from"
+            )
+
+
+def _numbers(value: Any, place: str = "") -> Iterator[tuple[str, float]]:
+    """(place, number) of each float in a JSON value; a place is `groups.code.loss` or `weights[2]`."""
+    if isinstance(value, float):
+        yield place, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _numbers(item, f"{place}.{key}" if place else str(key))
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _numbers(item, f"{place}[{index}]")
+
+
+def write_json(path: Path, value: Any, *, indent: int | None = None, end: str = "") -> None:
+    """Replace `path` by `value` as JSON in one step. Raises what `require_finite` raises, with nothing written."""
+    require_finite(path, value)
+    write_bytes(path, (json.dumps(value, indent=indent, allow_nan=False) + end).encode())
 
 
 def write_table(path: Path, table: pa.Table, *, rows_per_group: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from dataflex_tools.artifact.card import CARD
-from dataflex_tools.artifact.files import remove_leftovers, sync, temporary_for, write_bytes, write_table
+from dataflex_tools.artifact.files import remove_leftovers, sync, write_bytes, write_table
 from dataflex_tools.artifact.manifest import (
     MANIFEST,
     file_entry,
@@ -21,6 +21,7 @@ from dataflex_tools.artifact.manifest import (
 )
 from dataflex_tools.artifact.schema import short
 from dataflex_tools.core.errors import ArtifactError
+from dataflex_tools.core.temporary import temporary_for
 
 
 def write_folder(

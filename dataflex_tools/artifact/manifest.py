@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from dataflex_tools.artifact.files import open_parquet, write_bytes
+from dataflex_tools.artifact.files import open_parquet, require_finite, write_bytes
 from dataflex_tools.artifact.schema import check_fields, field_fault, is_inside, read_json, short
 from dataflex_tools.core.errors import ArtifactError, near_path
 from dataflex_tools.core.fingerprint import digest
@@ -29,12 +29,13 @@ _NOT_IN_DIGEST = ("digest", "created", "producer")
 def write_manifest(folder: Path, body: Mapping[str, Any]) -> dict[str, Any]:
     """Write `body` with format, created, producer and digest added, in one step; returns what was written.
 
-    `body` holds JSON values, at least `kind` and `files` (see `file_entry`). Raises ValueError for NaN or infinity, and
-    ArtifactError for text that is no Unicode, as a file name can be.
+    `body` holds JSON values, at least `kind` and `files` (see `file_entry`). Raises ArtifactError for NaN or infinity, and
+    for text that is no Unicode, as a file name can be.
     """
     for key in ("kind", "files"):
         if key not in body:
             raise ValueError(f"a manifest needs {key!r}, got {sorted(body)}")
+    require_finite(folder / MANIFEST, body)
     text = json.dumps({**body, "format": FORMAT}, allow_nan=False, ensure_ascii=False)
     try:
         text.encode()

@@ -77,7 +77,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def near_path(path: Path) -> str:
     """A hint for a path that does not exist: what its folder has instead, "" if nothing is near."""
     folder = path.parent
-    names = sorted(item.name for item in folder.iterdir()) if folder.is_dir() else []
+    names = sorted(item.name for item in folder.glob("[!.]*")) if folder.is_dir() else []
     whole = {name.lower(): name for name in names}
     stems = {Path(name).stem.lower(): name for name in names}
     for wanted, name_of, cutoff in ((path.name, whole, 0.8), (path.stem, stems, 0.7)):

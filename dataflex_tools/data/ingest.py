@@ -13,7 +13,9 @@ import pyarrow as pa
 from dataflex_tools.core.errors import DataError, did_you_mean
 from dataflex_tools.core.fingerprint import canonical_json, digest
 from dataflex_tools.core.hashes import digests_in
-from dataflex_tools.data.ipc import hidden_for, not_whole, publish, read_ipc, write_ipc
+from dataflex_tools.core.lock import hold
+from dataflex_tools.core.temporary import temporary_for
+from dataflex_tools.data.ipc import is_whole, not_whole, publish, read_ipc, write_ipc
 from dataflex_tools.data.records import as_json, detect_form, renamed, sample_id, to_conversation
 from dataflex_tools.data.sources import Source, SourceSpec
 
@@ -56,10 +58,13 @@ def ingest(source: Source, path: str, cache: Path) -> tuple[pa.Table, SourceRepo
     spec, sha256 = source.spec, source.sha256()
     file = cache / "corpus" / f"{digest(_address(spec, sha256) | {'reader': source.reader})}.arrow"
     facts_file = file.with_suffix(".json")
-    if not_whole([file, facts_file], digests_in(cache)):
-        reading = _Reading(source, path)
-        write_ipc(file, SCHEMA, reading.batches())
-        _write_facts(facts_file, reading)
+    digests = digests_in(cache)
+    if not_whole([file, facts_file], digests):
+        with hold(file, f"reading {path}"):
+            if not (is_whole(file, digests) and is_whole(facts_file, digests)):
+                reading = _Reading(source, path)
+                write_ipc(file, SCHEMA, reading.batches())
+                _write_facts(facts_file, reading)
     facts = json.loads(facts_file.read_text(encoding="utf-8"))
     report = SourceReport(path=path, domain=spec.domain or source.name, sha256=sha256, skip_bad=spec.skip_bad, **facts)
     return read_ipc(file), report
@@ -79,7 +84,7 @@ def _write_facts(path: Path, reading: "_Reading") -> None:
     ids = np.frombuffer(b"".join(reading.ids), dtype="S16")
     num_duplicates = len(ids) - len(np.unique(ids))
     facts = {"form": reading.form, "num_rows": len(ids), "num_bad": reading.num_bad, "num_duplicates": num_duplicates}
-    hidden = hidden_for(path)
+    hidden = temporary_for(path)
     hidden.write_text(canonical_json(facts), encoding="utf-8")
     publish(hidden, path)
 

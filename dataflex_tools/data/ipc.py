@@ -14,19 +14,15 @@ import pyarrow as pa
 from dataflex_tools.core.errors import DataError
 from dataflex_tools.core.fingerprint import file_sha256
 from dataflex_tools.core.hashes import FileDigests
+from dataflex_tools.core.temporary import temporary_for
 
 logger = logging.getLogger("flextools")
-
-
-def hidden_for(path: Path) -> Path:
-    """Where a file is written before `publish` gives it its name."""
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def publish(hidden: Path, path: Path) -> None:
     """Give a finished file its name, its digest first: no file is ever there without one."""
     seal = _seal_of(path)
-    hidden_seal = hidden_for(seal)
+    hidden_seal = temporary_for(seal)
     try:
         hidden_seal.write_text(_seal(path, file_sha256(hidden)), encoding="utf-8")
         os.replace(hidden_seal, seal)
@@ -66,7 +62,7 @@ def _seal(path: Path, sha256: str) -> str:
 def write_ipc(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
     """Write `batches` to a hidden temporary beside `path`, then rename it; nothing is left behind on an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    hidden = hidden_for(path)
+    hidden = temporary_for(path)
     try:
         with hidden.open("wb") as handle:
             with pa.ipc.new_file(handle, schema) as writer:

@@ -3,7 +3,6 @@
 Every step is a stage, so what exists is not made again: a killed bench goes on, a further mixer costs only itself.
 """
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -12,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from dataflex_tools.artifact.files import write_bytes
+from dataflex_tools.artifact.files import write_json
 from dataflex_tools.artifact.mixture import load_mixture
 from dataflex_tools.core import dist
 from dataflex_tools.core.cache import cache_folder
 from dataflex_tools.core.config import apply_overrides, from_mapping, load_yaml, require, to_mapping
 from dataflex_tools.core.errors import ConfigError, did_you_mean
+from dataflex_tools.core.lock import hold_for_all
 from dataflex_tools.core.rng import generator
 from dataflex_tools.methods import METHODS
 from dataflex_tools.methods.base import StaticMixer
@@ -155,6 +155,11 @@ def bench_mix(bench: BenchMix) -> dict[str, Any]:
     {"recipe", "is_finished", "weights": {arm: {domain: weight}}, "runs": {arm: [an evaluation per seed]}, "arms": [a
     summary per arm]}: perplexities per domain; losses in nats per token; `versus`: macro loss minus the baseline's, by seed.
     """
+    with hold_for_all(Path(bench.config.out), "bench-mix"):
+        return _bench_mix(bench)
+
+
+def _bench_mix(bench: BenchMix) -> dict[str, Any]:
     from dataflex_tools.stages.evaluate import evaluate
     from dataflex_tools.stages.score import score
     from dataflex_tools.stages.train import train
@@ -193,7 +198,7 @@ def _write(bench: BenchMix, result: Mapping[str, Any]) -> None:
     if dist.is_main():
         path = Path(bench.config.out) / RESULTS
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, (json.dumps(result, indent=1) + "\n").encode())
+        write_json(path, result, indent=1, end="\n")
 
 
 def summaries(baseline: str, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:

@@ -14,13 +14,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dataflex_tools.artifact.files import write_bytes
+from dataflex_tools.artifact.files import write_json
 from dataflex_tools.artifact.manifest import MANIFEST
 from dataflex_tools.artifact.plan import LoadedPlan, load_plan
 from dataflex_tools.core import dist
 from dataflex_tools.core.cache import cache_folder
 from dataflex_tools.core.config import apply_overrides, from_mapping, load_yaml, require, to_mapping
 from dataflex_tools.core.errors import ConfigError, did_you_mean
+from dataflex_tools.core.lock import hold_for_all
 from dataflex_tools.core.plan import Budget
 from dataflex_tools.core.rng import generator
 from dataflex_tools.data.sources import check_exists
@@ -213,6 +214,11 @@ def bench_select(bench: Bench) -> dict[str, Any]:
     {"recipe", "is_finished", "notes", "runs": {arm: [a record per seed]}, "arms": [a summary per arm]}: losses in nats
     per answer token; `versus` holds differences of the target loss to each control, negative where the arm is better.
     """
+    with hold_for_all(Path(bench.config.out), "bench-select"):
+        return _bench_select(bench)
+
+
+def _bench_select(bench: Bench) -> dict[str, Any]:
     from dataflex_tools.stages.score import score
 
     earlier = _seconds_of(Path(bench.config.out) / RESULTS)
@@ -304,7 +310,7 @@ def _seconds_of(path: Path) -> dict[str, float]:
 
 def _write(bench: Bench, result: Mapping[str, Any]) -> None:
     if dist.is_main():
-        write_bytes(Path(bench.config.out) / RESULTS, (json.dumps(result, indent=1) + "\n").encode())
+        write_json(Path(bench.config.out) / RESULTS, result, indent=1, end="\n")
 
 
 def summaries(bench: Bench, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dataflex_tools.artifact.files import write_bytes, write_table
+from dataflex_tools.artifact.files import require_finite, write_json, write_table
 from dataflex_tools.artifact.manifest import MANIFEST, check_file, read_manifest
 from dataflex_tools.core import dist
 from dataflex_tools.core.cache import cache_folder
 from dataflex_tools.core.config import to_mapping
 from dataflex_tools.core.errors import ArtifactError, ConfigError, DataError
 from dataflex_tools.core.fingerprint import digest
+from dataflex_tools.core.lock import hold_for_all
 from dataflex_tools.data.sources import check_exists
 from dataflex_tools.models.settings import ModelSettings
 from dataflex_tools.stages import inputs
@@ -49,16 +50,17 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
          "names": side.tokens.group_names, "render": side.tokens.render_digest}
     )  # fmt: skip
     path = run / f"{config.name}.json"
-    if dist.is_main() and not _is_there(path, address):
-        body = {
-            "address": address,
-            "data": inputs.rows_digest(side.tokens),
-            "config": without_code({"stage": "evaluate", **to_mapping(config)}),
-        }
-        result = {**body, **_measure(run, train, side, config)}
-        write_table(path.with_suffix(".parquet"), _groups_table(result), rows_per_group=2**16)
-        write_bytes(path, (json.dumps(result, indent=2) + "\n").encode())
-    dist.barrier()
+    with hold_for_all(run, f"evaluate, {config.name}"):
+        if dist.is_main() and not _is_there(path, address):
+            body = {
+                "address": address,
+                "data": inputs.rows_digest(side.tokens),
+                "config": without_code({"stage": "evaluate", **to_mapping(config)}),
+            }
+            result = {**body, **_measure(run, train, side, config)}
+            require_finite(path, result)
+            write_table(path.with_suffix(".parquet"), _groups_table(result), rows_per_group=2**16)
+            write_json(path, result, indent=2, end="\n")
     return _read_result(path)
 
 

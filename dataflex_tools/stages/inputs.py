@@ -141,6 +141,7 @@ def cache_folder(root: Path, *, is_dry: bool) -> AbstractContextManager[Path]:
 
 def read_corpus(sources: Sequence[SourceSpec], cache: Path, *, group: Literal["domain", "subtask"]) -> Corpus:
     """Ingest once on rank 0, open everywhere; says what was read."""
+    dist.begin()
     if not dist.is_main():
         dist.barrier()
     corpus = open_corpus(sources, cache, group=group)

@@ -18,6 +18,7 @@ from dataflex_tools.core import dist
 from dataflex_tools.core.cache import cache_folder
 from dataflex_tools.core.config import differences, to_mapping
 from dataflex_tools.core.errors import ArtifactError, ConfigError
+from dataflex_tools.core.lock import hold_for_all
 from dataflex_tools.core.mixing import Domains, Mixture
 from dataflex_tools.core.rng import generator
 from dataflex_tools.data.packed import Blocks
@@ -133,9 +134,15 @@ def _check_loop(config: ScoreConfig, method: Any) -> None:
 def score_mixture(config: ScoreConfig, *, overwrite: bool = False) -> dict[str, Any]:
     """Run the stage; returns the mixture's manifest. One that exists with the same address is returned as it is.
 
-    Raises ArtifactError if `out` holds something else, unless `overwrite`.
+    Waits while another process works on `out`. Raises ArtifactError if it holds something else, unless `overwrite`.
     """
     prepared = prepare(config, cache_folder(Path(config.out).parent), overwrite=overwrite)
+    with hold_for_all(Path(config.out), f"score {config.method}"):
+        return _score(prepared, overwrite=overwrite)
+
+
+def _score(prepared: Prepared, *, overwrite: bool) -> dict[str, Any]:
+    config = prepared.config
     is_there = is_done(prepared, overwrite=overwrite)
     dist.barrier()  # no rank writes before all have looked
     if is_there:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from dataflex_tools.artifact.files import remove_leftovers, write_bytes
+from dataflex_tools.artifact.files import remove_leftovers, write_json
 from dataflex_tools.artifact.manifest import (
     MANIFEST,
     check_file,
@@ -31,6 +31,7 @@ from dataflex_tools.core.config import to_mapping
 from dataflex_tools.core.errors import ArtifactError, DataError
 from dataflex_tools.core.fingerprint import digest
 from dataflex_tools.core.hashes import digests_in
+from dataflex_tools.core.lock import hold_for_all
 from dataflex_tools.core.mixing import Domains, MixState, Mixture, Observation
 from dataflex_tools.core.rng import generator
 from dataflex_tools.methods.base import OnlineMixer, StaticMixer, SwarmMixer
@@ -147,19 +148,21 @@ def _measured_losses(prepared: Prepared, model: ModelSettings, rows: np.ndarray)
     }  # fmt: skip
     columns, digests = token_loss_columns(settings.storage), digests_in(prepared.cache)
     store = SignalStore(signal_folder(prepared.root, spec), spec, columns, digests)
-    if dist.is_main():
-        store.check()
-    if len(store.missing(tokens.ids_N16[rows])) == 0 and store.is_finished:
+    title = "token losses of the reference"
+    with hold_for_all(store.folder, title):
         if dist.is_main():
-            logger.info("reused: token losses of the reference (%s)", store.folder.name)
-        return store
-    signal = TokenLossSignal(load_model(model).to(device()), settings)
-    measure(signal, tokens, store, title="token losses of the reference", rows=rows)
-    if dist.is_main():
-        tokenizer = {"sha256": prepared.tokenizer.sha256, "render": tokens.render_digest}
-        info = {"name": model.path, "sha256": sha256, "dtype": model.dtype}
-        store.finish({"model": info, "tokenizer": tokenizer, "parents": []})
-    dist.barrier()
+            store.check()
+        if len(store.missing(tokens.ids_N16[rows])) == 0 and store.is_finished:
+            if dist.is_main():
+                logger.info("reused: %s (%s)", title, store.folder.name)
+            return store
+        signal = TokenLossSignal(load_model(model).to(device()), settings)
+        measure(signal, tokens, store, title=title, rows=rows)
+        if dist.is_main():
+            tokenizer = {"sha256": prepared.tokenizer.sha256, "render": tokens.render_digest}
+            info = {"name": model.path, "sha256": sha256, "dtype": model.dtype}
+            store.finish({"model": info, "tokenizer": tokenizer, "parents": []})
+        dist.barrier()
     return store
 
 
@@ -226,9 +229,24 @@ def train_swarm(prepared: Prepared, method: SwarmMixer, parents: list[dict[str, 
     weight_SK = method.mixtures(domains, rng=generator(config.seed, config.method, "mixtures"))
     spec = prepared.base | {"kind": "swarm", "held_out": [prepared.text.held_out_digest, config.proxy.held_out_rows]}
     folder = prepared.root / "models" / f"swarm-{digest(spec)[:16]}"
+    with hold_for_all(folder, "swarm"):
+        loss_SK = _swarm_losses_in(folder, prepared, weight_SK, spec)
+    parents.append(_parent(prepared.root, folder))
+    mixture = method.fit(domains, weight_SK, loss_SK, rng=generator(config.seed, config.method, "fit"))
+    columns = {f"weight_{name}": weight_SK[:, k] for k, name in enumerate(domains.names)}
+    columns |= {f"loss_{name}": loss_SK[:, k] for k, name in enumerate(domains.names)}
+    return replace(mixture, tables={**mixture.tables, "swarm": columns})
+
+
+def _swarm_losses_in(folder: Path, prepared: Prepared, weight_SK: np.ndarray, spec: Mapping[str, Any]) -> np.ndarray:
+    """Held-out losses of each training of the swarm, (S, K); those that are not there are trained now."""
     known = _swarm_entries(folder, spec)
-    loss_SK = np.stack([_swarm_run(prepared, folder, weight_K, f"{i + 1} of {len(weight_SK)}", known)
-                        for i, weight_K in enumerate(weight_SK)])  # fmt: skip
+    loss_SK = np.stack(
+        [
+            _swarm_run(prepared, folder, weight_K, f"{i + 1} of {len(weight_SK)}", known)
+            for i, weight_K in enumerate(weight_SK)
+        ]
+    )
     if dist.is_main():
         names = sorted(path.name for path in folder.glob("*.json") if path.name != MANIFEST)
         if names != sorted(known):
@@ -236,11 +254,7 @@ def train_swarm(prepared: Prepared, method: SwarmMixer, parents: list[dict[str, 
             files = [known.get(name) or file_entry(folder, name) for name in names]
             write_manifest(folder, {"kind": "model", **info, "files": files})
     dist.barrier()
-    parents.append(_parent(prepared.root, folder))
-    mixture = method.fit(domains, weight_SK, loss_SK, rng=generator(config.seed, config.method, "fit"))
-    columns = {f"weight_{name}": weight_SK[:, k] for k, name in enumerate(domains.names)}
-    columns |= {f"loss_{name}": loss_SK[:, k] for k, name in enumerate(domains.names)}
-    return replace(mixture, tables={**mixture.tables, "swarm": columns})
+    return loss_SK
 
 
 def _swarm_entries(folder: Path, spec: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -290,7 +304,7 @@ def _swarm_run(prepared: Prepared, folder: Path, weight_K: np.ndarray, where: st
         if dist.is_main():
             result = {"weights": weight_K.tolist(), "losses": seen.mean_K.tolist()}
             remove_leftovers(folder)
-            write_bytes(path, json.dumps({**result, "digest": digest(result)}).encode())
+            write_json(path, {**result, "digest": digest(result)})
             shutil.rmtree(work)
         dist.barrier()
     return _swarm_losses(path, weight_K, path.name in known)
@@ -299,6 +313,12 @@ def _swarm_run(prepared: Prepared, folder: Path, weight_K: np.ndarray, where: st
 def _train(prepared: Prepared, title: str, spec: Mapping[str, Any], mixture: Mixture, loop: Any = None) -> Path:
     """The folder of a trained small model, an artifact of kind `model`; found, or trained now."""
     folder = prepared.root / "models" / f"{spec['kind']}-{digest(spec)[:16]}"
+    with hold_for_all(folder, title):
+        _train_in(folder, prepared, title, spec, mixture, loop)
+    return folder
+
+
+def _train_in(folder: Path, prepared: Prepared, title: str, spec: Mapping[str, Any], mixture: Mixture, loop: Any) -> None:
     if (folder / MANIFEST).exists():
         manifest = read_manifest(folder)
         if digest(manifest.get("spec")) != digest(spec):
@@ -307,7 +327,7 @@ def _train(prepared: Prepared, title: str, spec: Mapping[str, Any], mixture: Mix
         if dist.is_main():
             logger.info("reused: %s (%s)", title, folder.name)
             _remove_work(folder)
-        return folder
+        return
     if dist.is_main():
         logger.info("training the %s: %s", title, weights_text(mixture))
     dist.barrier()
@@ -321,7 +341,6 @@ def _train(prepared: Prepared, title: str, spec: Mapping[str, Any], mixture: Mix
         write_manifest(folder, {"kind": "model", **info, "files": files})
         _remove_work(folder)  # after the manifest: what a resume needs goes only when none can come
     dist.barrier()
-    return folder
 
 
 def _remove_work(folder: Path) -> None:
@@ -342,12 +361,16 @@ def _fit(prepared: Prepared, folder: Path, mixture: Mixture, made_from: Mapping[
 
 
 def _write_states(path: Path, states: tuple[MixState, ...]) -> None:
-    """As JSON, whose numbers come back to the last bit; a score that was never seen is null."""
+    """As JSON, whose numbers come back to the last bit; a score that a domain does not have yet is null."""
     body = [
-        {"step": state.step, "weight": state.weight_K.tolist(), "score": [None if np.isnan(x) else x for x in state.score_K]}
+        {
+            "step": state.step,
+            "weight": state.weight_K.tolist(),
+            "score": [None if np.isnan(score) else score for score in state.score_K.tolist()],
+        }
         for state in states
     ]
-    write_bytes(path, json.dumps(body, allow_nan=False).encode())
+    write_json(path, body)
 
 
 def _read_states(path: Path) -> tuple[MixState, ...]:

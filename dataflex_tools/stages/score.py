@@ -17,6 +17,7 @@ from dataflex_tools.core.cache import cache_folder
 from dataflex_tools.core.config import differences, to_mapping
 from dataflex_tools.core.errors import ArtifactError
 from dataflex_tools.core.fingerprint import digest
+from dataflex_tools.core.lock import hold_for_all
 from dataflex_tools.core.plan import RECOMMENDED, Budget, Selection
 from dataflex_tools.core.rng import generator
 from dataflex_tools.core.signals import Need, Rows, Signals
@@ -240,13 +241,19 @@ def _differing(found: Mapping[str, Any], prepared: Prepared) -> str:
 def score(config: ScoreConfig, *, overwrite: bool = False) -> dict[str, Any]:
     """Run the stage; returns the plan's manifest. A plan that exists with the same address is returned as it is.
 
-    Raises ArtifactError if `out` holds something else, unless `overwrite`.
+    Waits while another process works on `out`. Raises ArtifactError if it holds something else, unless `overwrite`.
     """
     if METHODS.find(config.method).kind == "mixer":
         from dataflex_tools.stages.mix import score_mixture
 
         return score_mixture(config, overwrite=overwrite)
     prepared = prepare(config, cache_folder(Path(config.out).parent), overwrite=overwrite)
+    with hold_for_all(Path(config.out), f"score {config.method}"):
+        return _score(prepared, overwrite=overwrite)
+
+
+def _score(prepared: Prepared, *, overwrite: bool) -> dict[str, Any]:
+    config = prepared.config
     is_there = is_done(prepared, overwrite=overwrite)
     dist.barrier()  # no rank writes before all have looked
     if is_there:
@@ -276,23 +283,36 @@ def _warmup(prepared: Prepared) -> Warmup | None:
     """The warm-up if the method needs one: found, or trained now."""
     if prepared.warmup_spec is None:
         return None
-    if prepared.warmup is not None:
-        if dist.is_main():
-            logger.info("reused: warm-up %s", prepared.warmup.folder.name)
-        return prepared.warmup
+    assert prepared.warmup_folder is not None
+    with hold_for_all(prepared.warmup_folder, "warm-up"):
+        found = _found_warmup(prepared)
+        if found is None:
+            return _new_warmup(prepared)
+    if dist.is_main():
+        logger.info("reused: warm-up %s", found.folder.name)
+    return found
+
+
+def _found_warmup(prepared: Prepared) -> Warmup | None:
+    """The warm-up that is there, looked for again: another process may have made it meanwhile; rank 0 decides."""
+    folder = prepared.warmup.folder if prepared.warmup is not None else None
+    if folder is None and dist.is_main():
+        assert prepared.warmup_spec is not None
+        found, _ = find_warmup(prepared.root, prepared.warmup_spec, prepared.pool, prepared.config.warmup)
+        folder = found.folder if found is not None else None
+    folder = dist.broadcast(folder)
+    return Warmup(folder, read_manifest(folder)) if folder is not None else None
+
+
+def _new_warmup(prepared: Prepared) -> Warmup:
     config, num_bytes = prepared.config, 0
     for need in prepared.method.needs():
         if need.at_checkpoints and need.kind == "gradient" and config.gradient.projection != "none":
             rows = len(prepared.side_of(need).tokens.rows_with_labels()) * int(config.warmup.training.num_train_epochs)
             num_bytes += rows * row_bytes(vector_columns(config.gradient.dim, config.gradient.storage))
     check_space(prepared.root, num_bytes)
-    return _new_warmup(prepared)
-
-
-def _new_warmup(prepared: Prepared) -> Warmup:
     assert prepared.warmup_spec is not None
     assert prepared.warmup_folder is not None
-    config = prepared.config
     return make_warmup(prepared.warmup_folder, prepared.warmup_spec, prepared.pool, config.model, config.warmup)
 
 

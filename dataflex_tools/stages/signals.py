@@ -16,6 +16,7 @@ from dataflex_tools.artifact.signal import SignalStore, signal_folder
 from dataflex_tools.core import dist
 from dataflex_tools.core.errors import ConfigError
 from dataflex_tools.core.hashes import digests_in
+from dataflex_tools.core.lock import hold_for_all
 from dataflex_tools.core.signals import Need, Rows
 from dataflex_tools.models.settings import ModelSettings
 from dataflex_tools.stages.inputs import Side
@@ -53,6 +54,10 @@ class SignalJob:
         """Whether nothing is left to measure and the folder says so."""
         return self.num_missing == 0 and self.store.is_finished
 
+    def looked_again(self) -> "SignalJob":
+        """The job as the folder is now: another process may have measured some of it meanwhile."""
+        return _plan_job(self.store, self.kind, self.rows)
+
     @property
     def num_rows(self) -> int:
         """Rows it is about."""
@@ -81,13 +86,14 @@ def plan_jobs(
         for need, rows in needs:
             if need.at_checkpoints == (checkpoint is not None):
                 kind = KINDS[need.kind](context, need, side_of(need), checkpoint)
-                jobs.append(_plan_job(root, kind, rows, context.cache))
+                spec = kind.spec()
+                store = SignalStore(signal_folder(root, spec), spec, kind.columns(), digests_in(context.cache))
+                jobs.append(_plan_job(store, kind, rows))
     return jobs
 
 
-def _plan_job(root: Path, kind: Kind, rows: np.ndarray | None, cache: Path) -> SignalJob:
-    spec, tokens = kind.spec(), kind.side.tokens
-    store = SignalStore(signal_folder(root, spec), spec, kind.columns(), digests_in(cache))
+def _plan_job(store: SignalStore, kind: Kind, rows: np.ndarray | None) -> SignalJob:
+    tokens = kind.side.tokens
     wanted = tokens.rows_with_labels() if rows is None else rows
     return SignalJob(kind, store, rows, len(store.missing(tokens.ids_N16[wanted])))
 
@@ -137,12 +143,14 @@ def run_jobs(root: Path, jobs: Sequence[SignalJob], context: Context, warmup: Wa
         load = functools.cache(functools.partial(_load, context.config.model, checkpoint))
         for job in here:
             number += 1
-            if dist.is_main():
-                what = "reused" if job.is_complete else f"{job.num_missing:,} samples to measure"
-                logger.info("%d of %d: %s: %s (%s)", number, len(jobs), job.title, what, job.store.folder.name)
-            if job.is_complete:
-                continue
-            _measure(root, job, context, warmup, load)
+            with hold_for_all(job.store.folder, job.title):
+                now = job.looked_again()
+                if dist.is_main():
+                    now.store.check()  # what another process made meanwhile, too
+                    what = "reused" if now.is_complete else f"{now.num_missing:,} samples to measure"
+                    logger.info("%d of %d: %s: %s (%s)", number, len(jobs), job.title, what, job.store.folder.name)
+                if not now.is_complete:
+                    _measure(root, now, context, warmup, load)
 
 
 def _load(model: ModelSettings, checkpoint: Path | None) -> Any:

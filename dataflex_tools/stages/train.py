@@ -25,6 +25,7 @@ from dataflex_tools.core.cache import cache_folder
 from dataflex_tools.core.config import differences, from_mapping, to_mapping
 from dataflex_tools.core.errors import ArtifactError, ConfigError
 from dataflex_tools.core.fingerprint import digest
+from dataflex_tools.core.lock import hold_for_all
 from dataflex_tools.core.mixing import Mixture
 from dataflex_tools.core.plan import Budget
 from dataflex_tools.data.sources import check_exists
@@ -347,10 +348,15 @@ def _without_dropped(corpus: Any, plan: LoadedPlan, cache: Path) -> Any:
 def train(config: TrainConfig) -> dict[str, Any]:
     """Run the stage; returns the run's manifest. Resumes a killed run, reuses a finished one.
 
-    Raises ArtifactError if `out` holds another run.
+    Waits while another process works on `out`. Raises ArtifactError if it holds another run.
     """
-    out = Path(config.out)
     prepared = prepare(config, cache_folder(_root(config)))
+    with hold_for_all(Path(config.out), "train"):
+        return _train(config, prepared)
+
+
+def _train(config: TrainConfig, prepared: PreparedRun) -> dict[str, Any]:
+    out = Path(config.out)
     if is_done(prepared):
         if dist.is_main():
             logger.info("reused: %s is finished with these settings", out)

@@ -7,7 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dataflex_tools.artifact.files import sync, temporary_for
+from dataflex_tools.artifact.files import sync
+from dataflex_tools.core.temporary import temporary_for
 from dataflex_tools.train.journal import Journal
 
 # N corpus rows, B samples of a micro-batch, L ledger lines

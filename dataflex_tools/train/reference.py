@@ -9,7 +9,8 @@ from dataflex_tools.core import dist
 from dataflex_tools.core.errors import ArtifactError
 from dataflex_tools.core.fingerprint import digest, ids_digest
 from dataflex_tools.core.hashes import digests_in
-from dataflex_tools.data.ipc import hidden_for, not_whole, publish
+from dataflex_tools.core.temporary import temporary_for
+from dataflex_tools.data.ipc import not_whole, publish
 
 # N rows of the corpus, R of them that are wanted, B rows asked for, S label tokens of all of them
 
@@ -36,7 +37,7 @@ class TokenLosses:
 
     def _write(self, path: Path, store: SignalStore, ids_R16: np.ndarray, num_labels_R: np.ndarray) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        hidden = hidden_for(path)
+        hidden = temporary_for(path)
         try:
             value_S = np.memmap(hidden, np.float32, "w+", shape=(int(self._start_R1[-1]),))
             for place_B, start_B1, block_S in store.lists(ids_R16, "token_loss", num_labels_R == 0).blocks():

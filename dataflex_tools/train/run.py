@@ -112,7 +112,7 @@ def _trained(
     if trainer.is_world_process_zero():
         write_ledger(trainer, tokens, run.ledger)
         write_log(trainer.state, run.log)
-    trainer.accelerator.wait_for_everyone()
+    dist.barrier()  # not the trainer's: writing may take longer than its time-out
     return run
 
 
@@ -192,10 +192,10 @@ def save_model(trainer: PlanTrainer, folder: Path, *, complete: Callable[[Path],
     temporary = folder.with_name(f".{folder.name}.tmp")  # one name for all ranks
     if trainer.is_world_process_zero():
         shutil.rmtree(temporary, ignore_errors=True)
-    trainer.accelerator.wait_for_everyone()
+    dist.barrier()
     try:
         trainer.save_model(str(temporary))
-        trainer.accelerator.wait_for_everyone()
+        dist.barrier()
         if trainer.is_world_process_zero():
             (temporary / "training_args.bin").unlink(missing_ok=True)  # a pickle
             _sort_targets(temporary / "adapter_config.json")
@@ -206,7 +206,7 @@ def save_model(trainer: PlanTrainer, folder: Path, *, complete: Callable[[Path],
     finally:
         if trainer.is_world_process_zero():
             shutil.rmtree(temporary, ignore_errors=True)  # what a full disk left
-    trainer.accelerator.wait_for_everyone()
+    dist.barrier()
 
 
 def _sort_targets(path: Path) -> None:

@@ -22,7 +22,8 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, get_scheduler
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from dataflex_tools.artifact.files import write_bytes
+from dataflex_tools.artifact.files import write_json
+from dataflex_tools.core import dist
 from dataflex_tools.core.config import to_mapping
 from dataflex_tools.core.errors import ConfigError
 from dataflex_tools.models.settings import ModelSettings
@@ -138,7 +139,7 @@ def warm_up_model(
             if len(rate_S) != ends[-1]:
                 raise ConfigError(f"{folder} was begun by an earlier version of flextools; remove it and start again")
             _write_done(folder, ends, mean_rates(rate_S, ends))
-        trainer.accelerator.wait_for_everyone()
+        dist.barrier()
     finally:
         forget_engine()
     return _read_done(folder)
@@ -184,7 +185,7 @@ def _write_done(folder: Path, ends: list[int], rates: list[float]) -> None:
         {"folder": _name(index), "step": end, "mean_learning_rate": rate}
         for index, (end, rate) in enumerate(zip(ends, rates, strict=True))
     ]
-    write_bytes(folder / _DONE, json.dumps({"checkpoints": checkpoints}, indent=1).encode())
+    write_json(folder / _DONE, {"checkpoints": checkpoints}, indent=1)
     shutil.rmtree(folder / "run", ignore_errors=True)
 
 

@@ -139,8 +139,8 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
     body = {"kind": "model", "files": [], "mean_lr": (1e-05, 2), "names": {"caf\u00e9": 1}}
     assert write_manifest(tmp_path, body) == read_manifest(tmp_path)
     assert verify_artifact(tmp_path) == []
-    with pytest.raises(ValueError, match="JSON"):
-        write_manifest(tmp_path, {"kind": "model", "files": [], "loss": float("nan")})
+    with pytest.raises(ArtifactError, match=r"manifest.json is not written: stats.loss\[1\] is nan"):
+        write_manifest(tmp_path, {"kind": "model", "files": [], "stats": {"loss": [1.0, float("nan")]}})
 
 
 def test_the_date_can_be_fixed_for_a_reproducible_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,9 @@
 """Two processes make the artifact that one makes."""
 
+import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +11,7 @@ import pytest
 
 from dataflex_tools.artifact.manifest import verify_artifact
 from dataflex_tools.artifact.plan import load_plan
+from dataflex_tools.core.lock import hold
 from tests.e2e.conftest import SCRIPT, call, flextools, make_project
 
 pytestmark = pytest.mark.e2e
@@ -84,3 +88,59 @@ def test_two_ranks_measure_and_score_by_the_representatives_that_one_chooses(tmp
     one, two = plans
     np.testing.assert_array_equal(one.table["cluster"].to_numpy(), two.table["cluster"].to_numpy())
     np.testing.assert_allclose(one.score_N, two.score_N, **TWO_RANKS)
+
+
+PATIENT = """
+import os, signal, sys, time
+from datetime import timedelta
+from pathlib import Path
+import torch.distributed as torch_dist
+torch_dist.init_process_group("gloo", timeout=timedelta(seconds=3))
+from dataflex_tools.core import dist
+from dataflex_tools.core.lock import hold_for_all
+dist.begin()
+print("begun", flush=True)
+if sys.argv[1] == "dies":
+    if dist.rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    start = time.perf_counter()
+    try:
+        dist.barrier()
+    except RuntimeError:
+        print("noticed" if time.perf_counter() - start < 60 else "late", flush=True)
+    os._exit(0)
+if dist.is_main():
+    time.sleep(5)
+dist.barrier()
+if dist.is_main():
+    time.sleep(5)
+print("heard", dist.broadcast(dist.rank() + 7), flush=True)
+with hold_for_all(Path(sys.argv[1]), "train"):
+    print("had", flush=True)
+dist.finish()
+"""
+
+
+def two_processes(word: str, port: int) -> list[subprocess.Popen[str]]:
+    env = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    ranks = ({**env, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2))
+    command = [sys.executable, "-c", PATIENT, word]
+    return [subprocess.Popen(command, env=own, stdout=subprocess.PIPE, text=True) for own in ranks]
+
+
+def test_ranks_wait_longer_for_each_other_and_for_a_lock_than_the_group_would(tmp_path: Path) -> None:
+    """The group's own time-out is 3 seconds; each of the three waits takes 5."""
+    with hold(tmp_path / "x", "the first"):
+        processes = two_processes(str(tmp_path / "x"), 29741)
+        for process in processes:
+            assert process.stdout is not None
+            assert [process.stdout.readline() for _ in range(2)] == ["begun\n", "heard 7\n"]
+        time.sleep(5)
+        assert [process.poll() for process in processes] == [None, None]
+    assert [process.communicate(timeout=60)[0] for process in processes] == ["had\n", "had\n"]
+
+
+def test_a_rank_that_dies_is_noticed_at_once_by_those_who_wait() -> None:
+    processes = two_processes("dies", 29743)
+    assert processes[0].communicate(timeout=120)[0] == "begun\nnoticed\n"
+    processes[1].communicate()

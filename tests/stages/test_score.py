@@ -99,13 +99,15 @@ def test_growth_beyond_the_limit_trains_a_new_warmup(project: Path, work: Work) 
 def test_the_warmup_is_the_same_artifact_whatever_it_is_made_for(scored: Path, tmp_path: Path) -> None:
     target = tiny.write_jsonl(tmp_path / "t.jsonl", tiny.records(3, seed=5))
     scored_with(scored, target=[str(target)], out=str(tmp_path / "elsewhere" / "name"))
-    manifests = [read_manifest(next((root / "models").iterdir())) for root in (scored / "artifacts", tmp_path / "elsewhere")]
+    manifests = [
+        read_manifest(next((root / "models").glob("warmup-*"))) for root in (scored / "artifacts", tmp_path / "elsewhere")
+    ]
     assert manifests[0]["digest"] == manifests[1]["digest"]
 
 
 def test_everything_that_score_writes_verifies(scored: Path) -> None:
     root = scored / "artifacts"
-    folders = [root / "less", *(root / "signals").iterdir(), *(root / "models").iterdir()]
+    folders = [root / "less", *(root / "signals").glob("[!.]*"), *(root / "models").glob("[!.]*")]
     assert len(folders) == 6
     assert [verify_artifact(folder) for folder in folders] == [[]] * 6
 
@@ -127,7 +129,7 @@ def test_another_plan_in_out_is_refused_before_any_work_and_replaced_on_request(
     assert (project / "artifacts" / "less" / "manifest.json").read_bytes() == before
     score(config, overwrite=True)
     assert (project / "artifacts" / "less" / "manifest.json").read_bytes() != before
-    assert [path.name for path in (project / "artifacts").glob(".*")] == []
+    assert [path.name for path in (project / "artifacts").glob(".*")] == [".less.lock"]
 
 
 @pytest.mark.parametrize("leftover", [".less.99.tmp", ".less.99.old"])
@@ -137,7 +139,8 @@ def test_what_a_killed_writer_left_beside_the_plan_goes_away(project: Path, left
         (project / "artifacts" / name / "scores.parquet").write_bytes(b"half")
     target = tiny.write_jsonl(project / "other.jsonl", tiny.records(5, seed=9))
     score(build("score", tiny.score_config(project, target=[str(target)])), overwrite=True)
-    assert [path.name for path in (project / "artifacts").glob(".*")] == [".less.v2.99.tmp"]  # another plan's: not ours
+    left = sorted(path.name for path in (project / "artifacts").glob(".*"))
+    assert left == [".less.lock", ".less.v2.99.tmp"]  # another plan's: not ours
 
 
 def test_target_rows_can_be_left_out_of_the_pool_also_for_a_control(project: Path) -> None:
@@ -170,7 +173,7 @@ def _no_growth(project: Path) -> dict[str, Any]:
 
 def _without_rows_outside_the_warmup(project: Path, count: int) -> int:
     """Remove `count` lines that the warm-up was not trained on; the number of lines kept."""
-    samples = pq.read_table(next((project / "artifacts" / "models").iterdir()) / "samples.parquet")
+    samples = pq.read_table(next((project / "artifacts" / "models").glob("warmup-*")) / "samples.parquet")
     trained = set(samples["row"].to_pylist())
     lines = (project / "pool.jsonl").read_text().splitlines()
     removed = [i for i in range(len(lines)) if i not in trained][:count]

@@ -471,7 +471,7 @@ def test_an_output_that_is_no_folder_is_refused(refuse: Any, command: list[str])
 
 
 def test_an_artifact_of_another_kind_is_never_replaced(refuse: Any) -> None:
-    signal = next(Path("artifacts/signals").iterdir())
+    signal = next(Path("artifacts/signals").glob("[!.]*"))
     for out in ("runs/x", str(signal)):
         refuse("holds an artifact of kind '(run|signal)', which no plan replaces", *SCORE, "--out", out, "--overwrite")
     refuse("holds an artifact of kind 'plan', which no run replaces", *HALF, "--out", "artifacts/less")
@@ -535,7 +535,7 @@ def test_another_model_may_follow_a_plan_on_purpose(run: Any) -> None:
     ],
 )
 def test_what_is_no_plan_cannot_be_followed(refuse: Any, path: str, match: str) -> None:
-    path = str(next(Path("artifacts/signals").iterdir())) if path == "signal" else path
+    path = str(next(Path("artifacts/signals").glob("[!.]*"))) if path == "signal" else path
     refuse(match, "train", "--artifacts", path, "--fraction", "0.5", "--out", "runs/new", *SHORT)
 
 
@@ -602,7 +602,7 @@ def test_a_finished_run_that_was_changed_is_not_reused(refuse: Any) -> None:
 
 
 def test_a_changed_warm_up_is_found(refuse: Any) -> None:
-    folder = next(Path("artifacts/models").iterdir())
+    folder = next(Path("artifacts/models").glob("[!.]*"))
     flip(folder / "checkpoint-1/moments.safetensors")
     refuse("checkpoint-1/moments.safetensors was changed.*delete .*warmup-.* and run `flextools score` again", *AGAIN)
     os.remove(folder / "checkpoint-1/moments.safetensors")
