@@ -159,7 +159,7 @@ def _origin(facts: Mapping[str, Any]) -> list[str]:
     if tokenizer := facts.get("tokenizer"):
         lines.append(f"tokenizer  {_short(tokenizer)}, template {tokenizer.get('template')}")
     settings = facts.get("settings") or (facts.get("spec") or {}).get("settings")
-    if settings:
+    if isinstance(settings, Mapping) and settings:
         lines.append("settings   " + ", ".join(f"{key}={value}" for key, value in settings.items()))
     lines += [f"from       {parent['path']} ({parent['digest'][:16]})" for parent in facts.get("parents", [])]
     return lines
