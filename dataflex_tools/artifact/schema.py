@@ -178,6 +178,28 @@ class _Mixture(_Plan):
     stats: _MixtureStats
 
 
+class _FitConfig(_Fields):
+    stage: Literal["fit"]
+
+
+class _Table(_Fields):
+    path: str
+    sha256: Sha256
+
+
+class _Tables(_Fields):
+    tables: dict[str, _Table]
+    runs: Count
+
+
+class _FittedMixture(_Mixture):
+    """Of a table of runs: there is no corpus, no model, no tokenizer."""
+
+    corpus: _Tables  # type: ignore[assignment]
+    tokenizer: None  # type: ignore[assignment]
+    config: _FitConfig  # type: ignore[assignment]
+
+
 class _RunStats(_Stats):
     selected_rows: Count
     selected_tokens: Count
@@ -205,7 +227,9 @@ def field_fault(manifest: Mapping[str, Any]) -> str:
     kinds: dict[str, type[_Manifest]] = {"signal": _Signal, "plan": _Plan, "run": _Run}
     own = kinds.get(str(kind), _Manifest)
     if kind == "plan" and manifest.get("facet") == "mix":
-        own = _Mixture
+        config = manifest.get("config")
+        is_fitted = isinstance(config, Mapping) and config.get("stage") == "fit"
+        own = _FittedMixture if is_fitted else _Mixture
     try:
         own.model_validate(manifest)
     except ValidationError as error:

@@ -16,9 +16,9 @@ def cache_folder(root: Path) -> Path:
     given = os.environ.get(VARIABLE)
     folder = Path(given).expanduser() if given else root / "cache"
     above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not above.is_dir():
+    if given and not above.is_dir():  # beside the artifacts it is said of them
         raise ConfigError(f"the cache {folder} cannot be made: {above} is a file; give another folder with --cache")
-    if not os.access(above, os.W_OK | os.X_OK):
+    if above.is_dir() and not os.access(above, os.W_OK | os.X_OK):
         raise ConfigError(
             f"the cache {folder} cannot be written: {above} is read-only; give another folder with --cache DIR, or set "
             f"{VARIABLE}"

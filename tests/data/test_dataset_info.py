@@ -60,7 +60,7 @@ def test_a_llama_factory_hub_entry_takes_the_train_split(info, monkeypatch):
         ("rank", "ranking: true"),
         ("image", "maps the column 'images'"),
         ("script", "'script_url', which is not supported"),
-        ("qb", "no entry 'qb'; did you mean 'qa'"),
+        ("qb", "no entry 'qb'; known: "),
     ],
 )
 def test_a_llama_factory_entry_that_cannot_be_followed_says_why(info, entry, message):

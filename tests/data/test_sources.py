@@ -158,9 +158,11 @@ def test_bytes_of_a_name_that_are_no_text_are_refused_before_anything_is_read(tm
 
 def test_asked_columns_are_those_of_the_forms_and_the_groups():
     spec = SourceSpec(path="x", form="alpaca", columns={"instruction": "q"}, domain_column="meta.source")
-    assert spec.asked == {"q", "input", "output", "history", "system", "meta.source", "meta"}
+    unreadable = {"images", "videos", "audios", "chat_template_kwargs"}  # which a row is refused for
+    always = {"tools", "functions", *unreadable}
+    assert spec.asked == {"q", "input", "output", "history", "system", "meta.source", "meta"} | always
     spec = SourceSpec(path="x", form="alpaca", leave_out=["history", "system"])
-    assert spec.asked == {"instruction", "input", "output"}
+    assert spec.asked == {"instruction", "input", "output"} | always
     with pytest.raises(ConfigError, match="leave_out has no name 'sytem'; did you mean 'system'"):
         SourceSpec(path="x", form="alpaca", leave_out=["sytem"])
     with pytest.raises(ConfigError, match="leave_out and columns both name 'system'"):

@@ -172,7 +172,7 @@ def test_runs_of_anyone_are_fitted_as_those_of_a_swarm():
         ({"min_share": 0.0}, "min_share is 0.0"),
         ({"prior_exponent": float("nan")}, "prior_exponent is nan"),
         ({"target": {"math": -1.0}}, "weight of 'math' is -1.0"),
-        ({"regressor": "boosting"}, "regressor is 'boosting'; did you mean 'gradient_boosting'"),
+        ({"regressor": "boosting"}, "regressor is 'boosting'; known: gaussian_process, gradient_boosting"),
     ],
 )
 def test_settings_out_of_range_are_an_error(settings, message):

@@ -168,7 +168,7 @@ def test_more_tokens_than_all_passes_hold_are_an_error():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"regressor": "boosting"}, "regressor is 'boosting'; did you mean 'gradient_boosting'"),
+        ({"regressor": "boosting"}, "regressor is 'boosting'; known: gaussian_process, gradient_boosting"),
         ({"max_upsampling": 1.0}, "max_upsampling is 1.0, wanted more than 1"),
         ({"num_folds": 1}, "num_folds is 1, wanted at least 2"),
         ({"num_candidates": 100}, "num_candidates is 100, wanted at least 128"),
